@@ -1,0 +1,178 @@
+"""What travels with a model: how its input is made, what it is, and what was measured on it.
+
+Plain frozen dataclasses to and from JSON. Format history of the manifest:
+    1   2026-11: first.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal
+
+from edgecnn.errors import IntegrityError
+
+SCHEMA = 1
+
+Fit = Literal["crop", "squash"]
+Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+
+
+@dataclass(frozen=True)
+class InputSpec:
+    """How an image becomes the model's input: the one truth of preprocessing.
+
+    The image is decoded to `channels` (3 RGB, 1 grey), resized by Pillow with `interpolation`, and then is
+    `height` x `width` uint8. With fit `crop`, the shorter side is resized to `resize` and the centre is
+    cut out; with `squash`, both sides are resized at once and `resize` is not used. The tensor is
+    `(pixel / 255 - mean) / std` in float32, N x C x H x W.
+    """
+
+    channels: int
+    height: int
+    width: int
+    resize: int
+    fit: Fit
+    interpolation: Interpolation
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> InputSpec:
+        return InputSpec(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """C, H, W of the tensor."""
+        return self.channels, self.height, self.width
+
+    @property
+    def geometry(self) -> dict[str, Any]:
+        """The part that decides the uint8 pixels: two specs with the same geometry can share prepared images."""
+        return {k: v for k, v in asdict(self).items() if k not in ("mean", "std")}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What a bundle is.
+
+    Attributes:
+        name: the target's name in the recipe.
+        runtime: onnxruntime, openvino or tensorrt.
+        precision: fp32, fp16, bf16 or int8: what the weights and most of the arithmetic are in.
+        candidate: how it was made, in one word; the report lists the others.
+        files: role to file name inside the bundle. `model` is what the runtime opens.
+        digests: file name to sha256 of each of `files`.
+        options: what the runtime must be told, such as OpenVINO's INFERENCE_PRECISION_HINT.
+        evidence: accuracy, latency and parity of exactly these files, and where they were measured.
+    """
+
+    name: str
+    runtime: str
+    precision: str
+    candidate: str
+    files: dict[str, str]
+    digests: dict[str, str]
+    input: InputSpec
+    labels: tuple[str, ...]
+    options: dict[str, str] = field(default_factory=dict)
+    evidence: dict[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+    recipe: str = ""
+    recipe_sha256: str = ""
+    schema: int = SCHEMA
+
+    @property
+    def model_file(self) -> str:
+        return self.files["model"]
+
+    @property
+    def model_sha256(self) -> str:
+        return self.digests[self.model_file]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def read_manifest(path: Path) -> Manifest:
+    """Read `manifest.json`.
+
+    Raises:
+        IntegrityError: the file is not there, is not a manifest, or is of a newer format.
+    """
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as fault:
+        raise IntegrityError(f"{path}: not a readable manifest ({fault}). Is this the folder of a bundle?") from None
+    try:
+        if data["schema"] > SCHEMA:
+            raise IntegrityError(
+                f"{path}: format {data['schema']} is newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn."
+            )
+        known = {f.name for f in fields(Manifest)}
+        data = {k: v for k, v in data.items() if k in known}
+        data["input"] = InputSpec.from_json(data["input"])
+        data["labels"] = tuple(data["labels"])
+        return Manifest(**data)
+    except (KeyError, TypeError, AttributeError) as fault:
+        raise IntegrityError(f"{path}: not a manifest of edgecnn ({fault!r}). Make the bundle again.") from None
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A file of one runtime, not yet a bundle.
+
+    Attributes:
+        folder: where its files are; the folder can be opened by a runner (it has a manifest without evidence).
+        manifest: its manifest.
+        notes: what is to be said about how it was made, such as "built by tensorrt_rtx 1.7 for sm86".
+    """
+
+    folder: Path
+    manifest: Manifest
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_bytes(self) -> int:
+        """Size of the model's own files."""
+        return sum((self.folder / name).stat().st_size for name in self.manifest.files.values())
+
+
+@dataclass(frozen=True)
+class Result:
+    """One latency measurement: every raw sample, and its circumstances. Statistics are computed when read.
+
+    Attributes:
+        file: the model file's name; `file_sha256` its digest: a number without its file is worth nothing.
+        samples_s: steady-state seconds per inference call of `batch` images, in order, nothing clipped.
+        warmup_s: the calls before steady state, in order.
+        load_s: from the file to a session that can infer.
+        first_s: the first inference.
+        timed: what lies inside the timed region.
+        circumstances: CPU, instruction sets, governor, clocks, temperature, load, steal, versions ...
+        doubts: why the figure may not be worth much; empty is good.
+        void: why it must not be used at all, or "".
+    """
+
+    file: str
+    file_sha256: str
+    runtime: str
+    threads: int
+    batch: int
+    samples_s: tuple[float, ...]
+    warmup_s: tuple[float, ...]
+    load_s: float
+    first_s: float
+    timed: str
+    circumstances: dict[str, Any]
+    peak_rss_bytes: int
+    doubts: tuple[str, ...] = ()
+    void: str = ""
+    schema: int = SCHEMA
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Result:
+        known = {f.name for f in fields(Result)}
+        data = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in known}
+        return Result(**data)

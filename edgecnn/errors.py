@@ -1,0 +1,103 @@
+"""The faults a user can mend, and the exit code each one ends with.
+
+An `EdgecnnError` is shown as one line and never with a traceback; anything else is a bug and keeps its
+traceback. A message has three parts: what was asked (file, line, key), what was found, what to do next.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+DONE = 0
+BUG = 1
+INTERRUPTED = 130
+
+
+class EdgecnnError(Exception):
+    """A fault the user can mend. `exit_code` is what the process ends with."""
+
+    exit_code = 2
+
+
+class UsageError(EdgecnnError):
+    """A wrong recipe, command line or output folder."""
+
+    exit_code = 2
+
+
+class ModelError(EdgecnnError):
+    """A model or checkpoint that cannot be used."""
+
+    exit_code = 3
+
+
+class DataError(EdgecnnError):
+    """Images or labels that cannot be used."""
+
+    exit_code = 3
+
+
+class PromiseBroken(EdgecnnError):
+    """The run finished and the exported files do not keep the recipe's promise."""
+
+    exit_code = 4
+
+
+class ResourceError(EdgecnnError):
+    """Disk, memory or time ran out."""
+
+    exit_code = 5
+
+
+class IntegrityError(EdgecnnError):
+    """A file is not the file its digest or signature names."""
+
+    exit_code = 7
+
+
+class DeviceError(EdgecnnError):
+    """A runtime, provider, board or connection failed or is not there."""
+
+    exit_code = 8
+
+
+_OUT_OF = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up",
+           errno.EMFILE: "too many open files", errno.ENFILE: "too many open files", errno.EIO: "disk I/O error"}
+
+
+def exit_code_of(fault: BaseException) -> tuple[int, str | None]:
+    """The exit code of `fault` and its one line, or None where the traceback must be shown."""
+    if isinstance(fault, EdgecnnError):
+        return fault.exit_code, str(fault)
+    if isinstance(fault, KeyboardInterrupt):
+        return INTERRUPTED, "interrupted. Run the same command again to go on from here."
+    if isinstance(fault, MemoryError):
+        return ResourceError.exit_code, "out of memory. Use a smaller batch or fewer images, or free some memory."
+    if isinstance(fault, PermissionError):
+        return UsageError.exit_code, f"{fault.filename}: permission denied. Choose a folder you may write, or mend its rights."
+    if isinstance(fault, OSError) and fault.errno in _OUT_OF:
+        where = f"{fault.filename}: " if fault.filename else ""
+        return ResourceError.exit_code, f"{where}{_OUT_OF[fault.errno]}. Nothing finished was lost: free some, then run the same command again."
+    return BUG, None
+
+
+def guarded(main: Callable[[], int | None]) -> int:
+    """Run `main` and turn what it raises into an exit code and at most one line on stderr."""
+    try:
+        return main() or DONE
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
+    except BaseException as fault:
+        if isinstance(fault, SystemExit):
+            raise
+        code, line = exit_code_of(fault)
+        if line is None:
+            traceback.print_exc()
+            line = "this is a bug in edgecnn: please report the lines above."
+        print(f"edgecnn: {line}", file=sys.stderr)
+        return code

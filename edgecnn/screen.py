@@ -1,0 +1,62 @@
+"""What a run shows while it works: one line a step, a progress bar in a terminal, everything in run.log."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+
+class Bar(Protocol):
+    """Shows how far a long step is."""
+
+    def __call__(self, done: int, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Screen:
+    """Lines go to stderr (stdout is for results), unless quiet, and always to `log` where there is one."""
+
+    quiet: bool = False
+    log: Path | None = None
+
+    def say(self, text: str) -> None:
+        if not self.quiet:
+            print(text, file=sys.stderr, flush=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Write to the log only."""
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8") as out:
+                out.write(f"{time.strftime('%H:%M:%S')} {text}\n")
+
+    @contextmanager
+    def bar(self, title: str, total: int) -> Iterator[Bar]:
+        """A bar with time left in a terminal; a line every ten seconds where the output is piped."""
+        if self.quiet:
+            yield lambda done, text: None
+        elif sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[text]}"))
+            with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+                task = progress.add_task(title, total=total, text="")
+                yield lambda done, text: progress.update(task, completed=done, text=text)
+        else:
+            start = last = time.monotonic()
+
+            def line(done: int, text: str) -> None:
+                nonlocal last
+                now = time.monotonic()
+                if done and (now - last > 10 or done == total):
+                    last = now
+                    left = (now - start) / done * (total - done)
+                    print(f"  {title} {done}/{total}, {left:.0f} s left  {text}", file=sys.stderr, flush=True)
+
+            yield line

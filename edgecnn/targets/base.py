@@ -1,0 +1,74 @@
+"""A target takes the finished torch model and offers candidates: ways to build it for one runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from edgecnn.config import Config
+from edgecnn.device.spec import Artifact, InputSpec
+
+Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+
+
+class Promise(Config):
+    """What the exported file must keep. Checked on the evaluation images, on the file that ships.
+
+    A key left out (or `null` for a single target) is not promised.
+    """
+
+    accuracy_drop: float | None = Field(None, ge=0, le=1, description="Largest top-1 drop against the float model: 0.01 is one point.")
+    min_accuracy: float | None = Field(None, ge=0, le=1, description="Smallest top-1 of the exported file.")
+    p90_latency_ms: float | None = Field(None, gt=0, description="Largest p90 latency of one image, in milliseconds, measured on the target.")
+    size_mb: float | None = Field(None, gt=0, description="Largest size of the model's files, in megabytes of 1,000,000 bytes.")
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One way to build a model for a runtime. `how` holds every setting that decides the bytes."""
+
+    name: str
+    precision: str
+    how: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Source:
+    """What every candidate of every target starts from.
+
+    Attributes:
+        onnx: the exported float graph, fp32, input `input` N x C x H x W, output `logits`.
+        calibration: a packed folder of calibration images (`device.packed`).
+    """
+
+    onnx: Path
+    input: InputSpec
+    labels: tuple[str, ...]
+    calibration: Path
+    seed: int
+
+
+class Target(Config):
+    """Where a model goes. Subclasses add `runtime: Literal["name"]`."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so.")
+    runtime: str
+    precision: Precision = Field("int8", description="`auto` ships the fastest candidate that keeps the promise.")
+    threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
+    promise: Promise | None = Field(None, description="Replaces keys of the recipe's promise for this target.")
+
+    def candidates(self) -> Sequence[Candidate]:
+        """The ways worth trying for `precision`, the float ones first."""
+        raise NotImplementedError
+
+    def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
+        """Write the candidate's files into the empty `folder`."""
+        raise NotImplementedError
+
+    def missing(self) -> str | None:
+        """What must be installed to build for this target here, as a sentence, or None."""
+        raise NotImplementedError
