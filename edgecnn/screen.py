@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -60,3 +64,19 @@ class Screen:
                     print(f"  {title} {done}/{total}, {left:.0f} s left  {text}", file=sys.stderr, flush=True)
 
             yield line
+
+
+@contextmanager
+def hushed() -> Iterator[None]:
+    """Keep a library's chatter off the terminal: warnings, log records and stray prints of Python code.
+
+    What a library raises still comes through; what it prints is lost, so wrap only calls whose results are checked.
+    """
+    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        warnings.simplefilter("ignore")
+        before = logging.root.manager.disable
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)

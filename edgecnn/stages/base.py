@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from edgecnn.config import Config
 from edgecnn.device.spec import InputSpec
@@ -57,6 +57,7 @@ class Stage(Config):
     """A step on the torch model. Subclasses add `stage: Literal["name"]` and their settings."""
 
     stage: str
+    compresses: ClassVar[bool] = False  # accuracy drops are counted from the model before the first stage that does
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Return the changed model; `model` itself may be modified."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.metadata
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
 from edgecnn.config import Config
-from edgecnn.device.spec import Artifact, InputSpec
+from edgecnn.device.bundle import write_bundle
+from edgecnn.device.packed import Packed
+from edgecnn.device.spec import Artifact, InputSpec, Manifest
+from edgecnn.targets.calibration import Histogram
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -42,33 +46,77 @@ class Source:
 
     Attributes:
         onnx: the exported float graph, fp32, input `input` N x C x H x W, output `logits`.
-        calibration: a packed folder of calibration images (`device.packed`).
+        onnx_half: makes, or finds, the same network with fp16 arithmetic; inputs and outputs stay fp32.
+        input: preprocessing.
+        labels: one name an output.
+        calibration: the prepared calibration images.
+        histograms: of every float activation of `onnx` over the calibration images; computed at most once.
+        seed: of everything random.
     """
 
     onnx: Path
+    onnx_half: Callable[[], Path]
     input: InputSpec
     labels: tuple[str, ...]
-    calibration: Path
+    calibration: Packed
+    histograms: Callable[[], Mapping[str, Histogram]]
     seed: int
+
+    def artifact(self, target: Target, candidate: Candidate, folder: Path, files: Mapping[str, Path], *, options: Mapping[str, str] | None = None, notes: Sequence[str] = ()) -> Artifact:
+        """Write `files` (name to source; the first is the model) as a bundle without evidence to `folder`."""
+        manifest = write_bundle(
+            folder,
+            Manifest(
+                name=target.name,
+                runtime=target.runtime,
+                precision=candidate.precision,
+                candidate=candidate.name,
+                files=dict(zip(("model", "weights"), files, strict=False)),
+                digests={},
+                input=self.input,
+                labels=self.labels,
+                options=dict(options or {}),
+                versions=installed("edgecnn", "torch", "onnx", "onnxruntime", "openvino", "nncf"),
+            ),
+            files,
+        )
+        return Artifact(folder, manifest, tuple(notes))
 
 
 class Target(Config):
     """Where a model goes. Subclasses add `runtime: Literal["name"]`."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so.")
+    building: ClassVar[set[str]] = set()  # the settings that change what is built, and not only which is chosen
+
     runtime: str
     precision: Precision = Field("int8", description="`auto` ships the fastest candidate that keeps the promise.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
     promise: Promise | None = Field(None, description="Replaces keys of the recipe's promise for this target.")
 
     def candidates(self) -> Sequence[Candidate]:
-        """The ways worth trying for `precision`, the float ones first."""
+        """The ways worth trying for `precision`, float before int8; empty where this runtime does not have it."""
         raise NotImplementedError
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
-        """Write the candidate's files into the empty `folder`."""
+        """Write the candidate to `folder`, which is not there yet."""
         raise NotImplementedError
 
     def missing(self) -> str | None:
         """What must be installed to build for this target here, as a sentence, or None."""
         raise NotImplementedError
+
+    def measured_as(self) -> str | None:
+        """The runtime that stands in for this one on this machine (accuracy only, and said so), or None to use its own."""
+        return None
+
+
+def installed(*packages: str) -> dict[str, str]:
+    """Versions of those of `packages` that are installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,23 @@
+"""`edgecnn` and `python -m edgecnn`. On a board, where typer is not installed, the board's commands answer under the same name."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+
+
+def main() -> int:
+    if find_spec("typer") is None:
+        from edgecnn.device.__main__ import main as board
+
+        if sys.argv[1:2] and sys.argv[1] in ("compress", "report", "recipe", "models", "doctor"):
+            print(f"edgecnn: {sys.argv[1]} needs the host's packages. Install them: pip install 'edgecnn[all]'", file=sys.stderr)
+            return 2
+        return board()
+    from edgecnn.cli import run
+
+    return run()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

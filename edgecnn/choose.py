@@ -1,0 +1,179 @@
+"""Which candidate ships, and whether the promise is kept.
+
+Every candidate is built, and its accuracy on the choice images and its latency are measured on the exported file. The fastest that keeps
+the promise wins; when two are too close to tell, the one that agrees more with the float model does. The verdict is then made on the evaluation images,
+which the choice never saw.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from edgecnn.device.spec import Artifact, Result
+from edgecnn.measure import pooled
+from edgecnn.targets.base import Candidate, Promise
+
+PASS, FAIL, UNPROVEN = "pass", "fail", "unproven"
+# A smaller difference between medians is not worth a worse model, nor beyond the noise of a few processes.
+CLOSE = 0.03
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A candidate and what was measured on it.
+
+    Attributes:
+        candidate: how it was made.
+        eligible: whether the recipe's precision lets it ship; the others are there for comparison.
+        artifact: its files, or None where building or running failed; `failure` says why.
+        top1: on the choice images; `agreement` is with the float torch model there.
+        results: latency, one a process; empty where this machine cannot run the runtime.
+    """
+
+    candidate: Candidate
+    eligible: bool
+    artifact: Artifact | None
+    failure: str = ""
+    top1: float = 0.0
+    agreement: float = 0.0
+    n: int = 0
+    results: tuple[Result, ...] = ()
+
+    @property
+    def p50_s(self) -> float | None:
+        return float(np.median(pooled(self.results))) if self.results else None
+
+    @property
+    def p90_s(self) -> float | None:
+        return float(np.quantile(pooled(self.results), 0.9)) if self.results else None
+
+
+def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple[Tried | None, dict[str, str]]:
+    """The candidate to ship, and for each candidate by name why it ships or does not.
+
+    Args:
+        tried: all candidates of one target.
+        promise: of that target.
+        float_top1: of the float torch model on the choice images.
+
+    Returns:
+        None as the candidate only where none could be built and run.
+    """
+    why = {t.candidate.name: f"not built: {t.failure}" for t in tried if t.failure}
+    able = [t for t in tried if not t.failure]
+    why |= {t.candidate.name: "for comparison: the recipe asks for another precision" for t in able if not t.eligible}
+    able = [t for t in able if t.eligible]
+    if not able:
+        return None, why
+    broken = {t.candidate.name: broken_promises(promise, t, float_top1) for t in able}
+    keeping = [t for t in able if not broken[t.candidate.name]]
+    if keeping:
+        best = _fastest(keeping)
+        why |= {t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name]) for t in able if t not in keeping}
+        why |= {t.candidate.name: _lost(t, best) for t in keeping if t is not best}
+        why[best.candidate.name] = _won(best, len(keeping))
+    else:
+        best = max(able, key=lambda t: (t.agreement, t.top1))
+        why |= {t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name]) for t in able}
+        why[best.candidate.name] = "closest to the float model; none keeps the promise: " + "; ".join(broken[best.candidate.name])
+    return best, why
+
+
+def broken_promises(promise: Promise, t: Tried, float_top1: float) -> list[str]:
+    """What `t` breaks by its figures on the choice images; what cannot be measured here is not held against it."""
+    assert t.artifact is not None
+    return _broken(promise, top1=t.top1, drop=float_top1 - t.top1, size_bytes=t.artifact.size_bytes, p90_s=t.p90_s)
+
+
+def judge(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None, doubts: Sequence[str]) -> tuple[str, list[str]]:
+    """The verdict on the shipped file, from the evaluation images, and its reasons.
+
+    Args:
+        promise: of that target.
+        top1: of the exported file on the evaluation images.
+        drop: of it against the float model there.
+        size_bytes: of its files.
+        p90_s: latency, or None where it could not be measured.
+        doubts: why the latency is not to be trusted.
+    """
+    broken = _broken(promise, top1=top1, drop=drop, size_bytes=size_bytes, p90_s=p90_s)
+    if broken:
+        return FAIL, broken
+    if promise.p90_latency_ms is not None and p90_s is None:
+        return UNPROVEN, [f"p90 latency of {promise.p90_latency_ms:g} ms is promised, and this machine cannot measure it: bench the bundle on the board"]
+    if promise.p90_latency_ms is not None and doubts:
+        return UNPROVEN, [f"p90 latency was measured, but {doubt}" for doubt in doubts]
+    return PASS, []
+
+
+def overall(verdicts: Sequence[str]) -> str:
+    """Fail if any failed, else unproven if any is."""
+    return next((v for v in (FAIL, UNPROVEN) if v in verdicts), PASS)
+
+
+def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None) -> list[str]:
+    reasons = []
+    # Fractions of image counts: without the slack, 0.01 as a sum of floats may come out above 0.01.
+    if promise.accuracy_drop is not None and drop > promise.accuracy_drop + 1e-9:
+        reasons.append(f"top-1 drops by {100 * drop:.2f} points, {100 * promise.accuracy_drop:g} promised")
+    if promise.min_accuracy is not None and top1 < promise.min_accuracy - 1e-9:
+        reasons.append(f"top-1 is {top1:.2%}, at least {promise.min_accuracy:.2%} promised")
+    if promise.p90_latency_ms is not None and p90_s is not None and p90_s * 1e3 > promise.p90_latency_ms:
+        reasons.append(f"p90 latency is {p90_s * 1e3:.3g} ms, {promise.p90_latency_ms:g} promised")
+    if promise.size_mb is not None and size_bytes > promise.size_mb * 1e6:
+        reasons.append(f"its files are {size_bytes / 1e6:.2f} MB, {promise.size_mb:g} promised")
+    return reasons
+
+
+def _fastest(keeping: Sequence[Tried]) -> Tried:
+    if any(t.p50_s is None for t in keeping):
+        return max(keeping, key=lambda t: (t.agreement, t.top1))
+    least = min(t.p50_s or 0.0 for t in keeping)
+    return max((t for t in keeping if (t.p50_s or 0.0) <= least * (1 + CLOSE)), key=lambda t: (t.agreement, t.top1))
+
+
+def _won(best: Tried, of: int) -> str:
+    if of == 1:
+        return "the only one that may ship and keeps the promise"
+    return "the fastest that keeps the promise" if best.p50_s is not None else "closest to the float model; latency cannot be measured here"
+
+
+def _lost(t: Tried, best: Tried) -> str:
+    if t.p50_s is None or best.p50_s is None:
+        return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+    if t.p50_s > best.p50_s * (1 + CLOSE):
+        return f"slower than {best.candidate.name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
+    return f"about as fast as {best.candidate.name}, and agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+
+
+def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The candidates as result.json lists them; `speedup` is over the fastest float candidate."""
+    floats = [t.p50_s for t in tried if t.candidate.precision != "int8" and t.p50_s is not None]
+    rows = []
+    for t in tried:
+        p50 = t.p50_s
+        rows.append(
+            {
+                "name": t.candidate.name,
+                "precision": t.candidate.precision,
+                "chosen": t is chosen,
+                "eligible": t.eligible,
+                "why": why[t.candidate.name],
+                "how": t.candidate.how,
+                "file_sha256": t.artifact.manifest.model_sha256 if t.artifact else None,
+                "size_bytes": t.artifact.size_bytes if t.artifact else None,
+                "choice_top1": t.top1 if t.artifact else None,
+                "choice_agreement": t.agreement if t.artifact else None,
+                "choice_n": t.n,
+                "p50_s": p50,
+                "p90_s": t.p90_s,
+                "samples_n": sum(len(r.samples_s) for r in t.results),
+                "speedup": min(floats) / p50 if floats and p50 else None,
+                "notes": list(t.artifact.notes) if t.artifact else [],
+            }
+        )
+    return rows

@@ -1,0 +1,237 @@
+"""From the finished float model to one target's bundle: build every candidate, measure it, choose, judge, write."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecnn import choose
+from edgecnn.board_readme import board_readme
+from edgecnn.choose import Tried
+from edgecnn.device.bundle import SUMS, verify_bundle, write_bundle
+from edgecnn.device.evaluate import accuracy
+from edgecnn.device.files import sha256_file
+from edgecnn.device.machine import identity
+from edgecnn.device.spec import Artifact, Result, read_manifest
+from edgecnn.device.stats import summarise
+from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError
+from edgecnn.floats import Float, Run, images
+from edgecnn.measure import evaluate, latencies, pooled
+from edgecnn.parity import compare, drop_interval, per_class
+from edgecnn.recipe import recipe_digest
+from edgecnn.targets import AnyTarget
+from edgecnn.targets.base import Candidate, Promise, Source
+from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
+from edgecnn.targets.onnx import export_onnx
+
+
+def source_of(run: Run, model: Float) -> Source:
+    """The exported graph of the finished model, and what its quantization needs; each made when first asked for."""
+    calibration, _ = images(run, "calibration", model.input)
+
+    def onnx(*, half: bool) -> Path:
+        def make(work: Path) -> None:
+            run.screen.say(f"export to ONNX{', fp16' if half else ''}")
+            export_onnx(model.load(), work / "model.onnx", half=half)
+
+        return run.store.once("onnx", {"model": model.key, "half": half}, make).folder / "model.onnx"
+
+    graph = onnx(half=False)
+
+    @functools.cache
+    def histograms() -> Mapping[str, Histogram]:
+        def make(work: Path) -> None:
+            run.screen.say(f"calibrate on {len(calibration.labels)} images")
+            write_histograms(work / "histograms.npz", collect(graph, calibration, model.input))
+
+        entry = run.store.once("ranges", {"model": model.key, "images": calibration.sha256}, make)
+        return read_histograms(entry.folder / "histograms.npz")
+
+    return Source(graph, functools.partial(onnx, half=True), model.input, model.labels, calibration, histograms, run.recipe.seed)
+
+
+def may_ship(target: AnyTarget, candidate: Candidate) -> bool:
+    """Whether the recipe's precision lets this candidate ship."""
+    return target.precision in ("auto", candidate.precision)
+
+
+def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline: Float) -> dict[str, Any]:
+    """Ship one target; returns its entry of result.json."""
+    promise = promise_of(run.recipe.promise, target)
+    run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
+    tried = _timed(run, target, [_tried(run, target, c, source, model) for c in target.candidates() if c.precision != "int8" or may_ship(target, c)])
+    float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
+    chosen, why = choose.choose(tried, promise, float_top1)
+    if chosen is None:
+        raise DeviceError(f"targets: {target.name}: no candidate could be built and run: " + "; ".join(f"{n}: {w}" for n, w in why.items()))
+    assert chosen.artifact is not None
+    measured = {t.candidate.name: _evaluated(run, target, t.artifact) for t in tried if t.artifact and (t is chosen or t.candidate.name == "fp32")}
+    logits, told = measured[chosen.candidate.name]
+    labels = run.data.evaluation.labels
+    got, before = accuracy(logits, labels), accuracy(baseline.evaluation, labels)
+    latency = _latency(chosen.results)
+    verdict, reasons = choose.judge(
+        promise,
+        top1=got.top1,
+        drop=before.top1 - got.top1,
+        size_bytes=chosen.artifact.size_bytes,
+        p90_s=latency["p90"] if latency else None,
+        doubts=[r.void for r in chosen.results if r.void],
+    )
+    steps = [compare(f"torch -> {target.runtime} fp32 ({measured['fp32'][1]['runtime']})", model.evaluation, measured["fp32"][0])] if "fp32" in measured else []
+    steps.append(compare(f"float torch -> {chosen.candidate.name} ({told['runtime']})", baseline.evaluation, logits))
+    where = _where(target, told, measured_here=bool(chosen.results))
+    evidence = {
+        "top1": got.top1,
+        "top1_drop": before.top1 - got.top1,
+        "drop_interval": drop_interval(baseline.evaluation, logits, labels),
+        "agreement": steps[-1].agreement,
+        "n": got.n,
+        "latency_s": latency,
+        "where": where["latency"],
+        "accuracy_where": where["accuracy"],
+        "parity": [step.to_json() for step in steps],
+        "notes": list(chosen.artifact.notes),
+    }
+    bundle = _bundle(run, target, chosen.artifact, evidence)
+    run.screen.say(
+        f"  {target.name}: {chosen.candidate.name}, top-1 {got.top1:.2%} ({100 * (got.top1 - before.top1):+.2f} points)"
+        + (f", p50 {latency['p50'] * 1e3:.3g} ms" if latency else ", not timed here")
+        + f", {chosen.artifact.size_bytes / 1e6:.2f} MB: {verdict}"
+    )
+    return {
+        "name": target.name,
+        "runtime": target.runtime,
+        "precision": chosen.candidate.precision,
+        "candidate": chosen.candidate.name,
+        "reason": why[chosen.candidate.name],
+        "verdict": verdict,
+        "reasons": reasons,
+        "bundle": f"bundles/{target.name}",
+        "file": chosen.artifact.manifest.model_file,
+        "file_sha256": chosen.artifact.manifest.model_sha256,
+        "size_bytes": chosen.artifact.size_bytes,
+        "bundle_sha256": bundle,
+        **evidence,
+        "per_class": per_class(logits, labels, model.labels),
+        "promise": promise.model_dump(),
+        "candidates": choose.summaries(tried, chosen, why),
+    }
+
+
+def promise_of(promise: Promise, target: AnyTarget) -> Promise:
+    """The recipe's promise with the keys that the target gives replaced."""
+    return promise if target.promise is None else promise.model_copy(update=target.promise.model_dump(exclude_unset=True))
+
+
+def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float) -> Tried:
+    """Build one candidate and measure its accuracy on the choice images; a refusal by the runtime is a result too."""
+    made_from = {"model": model.key, "target": target.model_dump(mode="json", include=target.building), "candidate": asdict(candidate), "images": source.calibration.sha256}
+
+    def make(work: Path) -> dict[str, Any]:
+        run.screen.say(f"  {target.name}: build {candidate.name}")
+        try:
+            return {"notes": target.build(candidate, source, work / "bundle").notes}
+        except EdgecnnError as fault:
+            return {"failure": str(fault)}
+
+    entry = run.store.once("candidate", {**made_from, "runtime": target.runtime, "name": target.name}, make)
+    if "failure" in entry.facts:
+        return Tried(candidate, may_ship(target, candidate), None, failure=entry.facts["failure"])
+    artifact = Artifact(entry.folder / "bundle", read_manifest(entry.folder / "bundle" / "manifest.json"), tuple(entry.facts["notes"]))
+    try:
+        logits, _ = _run_split(run, target, artifact, "choice")
+    except DeviceError as fault:
+        return Tried(candidate, may_ship(target, candidate), None, failure=str(fault))
+    got = accuracy(logits, run.data.choice.labels)
+    agreement = compare("", model.choice, logits).agreement
+    return Tried(candidate, may_ship(target, candidate), artifact, top1=got.top1, agreement=agreement, n=got.n)
+
+
+def _evaluated(run: Run, target: AnyTarget, artifact: Artifact) -> tuple[np.ndarray, dict[str, Any]]:
+    return _run_split(run, target, artifact, "evaluation")
+
+
+def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Logits of the exported file on a split, and what ran them; cached by the file's digest, the images and this machine."""
+    packed, folder = images(run, split, artifact.manifest.input)
+    stand_in = target.measured_as()
+
+    def make(work: Path) -> dict[str, Any]:
+        return evaluate(artifact.folder, folder, work / "logits.npy", threads=target.threads, runtime=stand_in)
+
+    inputs = {"file": artifact.manifest.digests, "options": artifact.manifest.options, "images": packed.sha256, "runtime": stand_in or target.runtime}
+    entry = run.store.once("accuracy", {**inputs, "machine": identity()}, make)
+    return np.load(entry.folder / "logits.npy"), entry.facts
+
+
+def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
+    """Add latency to what could be built, all candidates taking turns."""
+    able = {t.candidate.name: t.artifact for t in tried if t.artifact}
+    if target.measured_as() or not able:
+        return tried
+    bench = run.recipe.bench
+
+    def make(work: Path) -> None:
+        run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
+        results = latencies(
+            {name: artifact.folder for name, artifact in able.items()}, threads=target.threads, processes=bench.processes, seconds=bench.seconds, seed=run.recipe.seed
+        )
+        (work / "results.json").write_text(json.dumps({name: [asdict(r) for r in each] for name, each in results.items()}))
+
+    files = {name: [artifact.manifest.digests, artifact.manifest.options] for name, artifact in able.items()}
+    entry = run.store.once("latency", {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": identity(), "runtime": target.runtime}, make)
+    results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
+    return [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
+
+
+def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
+    """Statistics over all processes, with every sample."""
+    if not results:
+        return None
+    samples = pooled(results)
+    return {
+        **summarise(samples),
+        "samples": samples.tolist(),
+        "processes": len(results),
+        "threads": results[0].threads,
+        "load_s": float(np.median([r.load_s for r in results])),
+        "first_s": float(np.median([r.first_s for r in results])),
+        "peak_rss_bytes": max(r.peak_rss_bytes for r in results),
+        "timed": results[0].timed,
+        "doubts": sorted({doubt for r in results for doubt in r.doubts}),
+        "void": next((r.void for r in results if r.void), ""),
+    }
+
+
+def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:
+    threads = f"{target.threads} thread" + ("s" if target.threads > 1 else "")
+    here = f"this machine ({identity()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
+    if measured_here:
+        return {"latency": here, "accuracy": here}
+    return {"latency": "not measured: this machine has no NVIDIA GPU", "accuracy": f"the same graph in {told['runtime']} {told['provider']} on this machine, not in TensorRT"}
+
+
+def _bundle(run: Run, target: AnyTarget, artifact: Artifact, evidence: dict[str, Any]) -> str:
+    """Write the bundle, unless this very bundle is there already; returns the digest of its SHA256SUMS."""
+    folder = run.store.root / "bundles" / target.name
+    manifest = replace(
+        artifact.manifest, name=target.name, evidence=json.loads(json.dumps(evidence)), recipe=run.recipe.name, recipe_sha256=recipe_digest(run.recipe)
+    )
+    # The raw samples stay in result.json: a board has no use for them.
+    if manifest.evidence["latency_s"]:
+        del manifest.evidence["latency_s"]["samples"]
+    try:
+        there = verify_bundle(folder) == manifest
+    except IntegrityError:
+        there = False
+    if not there:
+        files = {name: artifact.folder / name for name in manifest.digests}
+        write_bundle(folder, manifest, files, board_readme(manifest))
+    return sha256_file(folder / SUMS)

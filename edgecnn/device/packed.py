@@ -1,0 +1,138 @@
+"""Images prepared for one input geometry: what calibration and evaluation read, on the host and on the board.
+
+A folder of `images.npy` (uint8, N x H x W x C, not normalised), `labels.npy` (int64) and `set.json`, which is written
+last: a folder without it is not a set. Format history of `set.json`:
+    1   2026-11: first. sha256 is over the images' bytes and then the labels' as little-endian int64.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from edgecnn.device.files import fsync_folder, write_atomically
+from edgecnn.errors import IntegrityError
+
+SCHEMA = 1
+_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """An opened set.
+
+    Attributes:
+        images: uint8, N x H x W x C, mapped from the file and read-only.
+        labels: int64, N.
+        ids: one an image, unique.
+        geometry: the part of the InputSpec that decided the pixels (`InputSpec.geometry`).
+        sha256: over images and labels.
+    """
+
+    folder: Path
+    images: npt.NDArray[np.uint8]
+    labels: npt.NDArray[np.int64]
+    ids: tuple[str, ...]
+    geometry: dict[str, Any]
+    sha256: str
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def write_packed(
+    folder: Path, ids: Sequence[str], labels: npt.NDArray[np.int64], pixels: Iterable[npt.NDArray[np.uint8]], geometry: dict[str, Any]
+) -> Packed:
+    """Stream prepared images into `folder`, replacing a set that is there; memory holds one image at a time.
+
+    At any instant the folder holds the old set, no set or the new one.
+
+    Args:
+        folder: is made where it is missing.
+        ids: N names, unique.
+        labels: N.
+        pixels: N arrays, uint8, H x W x C, in the order of `ids`.
+        geometry: `InputSpec.geometry`.
+    """
+    shape = (len(ids), geometry["height"], geometry["width"], geometry["channels"])
+    if not ids or len(set(ids)) != len(ids) or len(labels) != len(ids):
+        raise ValueError(f"{len(ids)} ids ({len(set(ids))} different) with {len(labels)} labels")
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "set.json").unlink(missing_ok=True)
+    fsync_folder(folder)
+    digest = hashlib.sha256()
+    partial = folder / "images.npy.tmp"
+    with partial.open("wb") as out:
+        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+        written = 0
+        for image in pixels:
+            if image.shape != shape[1:] or image.dtype != np.uint8:
+                raise ValueError(f"image {written} is {image.dtype} {image.shape}, not uint8 {shape[1:]}")
+            data = image.tobytes()
+            digest.update(data)
+            out.write(data)
+            written += 1
+        if written != len(ids):
+            raise ValueError(f"{written} images for {len(ids)} ids")
+        out.flush()
+        os.fsync(out.fileno())
+    partial.replace(folder / "images.npy")
+    little = np.asarray(labels, dtype="<i8")
+    digest.update(little.tobytes())
+    npy = io.BytesIO()
+    np.save(npy, little)
+    write_atomically(folder / "labels.npy", npy.getvalue())  # and settles the folder, before the file that vouches for both
+    about = {"schema": SCHEMA, "count": len(ids), "geometry": geometry, "sha256": digest.hexdigest(), "ids": list(ids)}
+    write_atomically(folder / "set.json", (json.dumps(about, indent=1) + "\n").encode("ascii"))  # ASCII: a file name need not be valid Unicode
+    return open_packed(folder)
+
+
+def open_packed(folder: Path, check: bool = False) -> Packed:
+    """Open a set; its images stay in the file.
+
+    Args:
+        folder: of `write_packed`.
+        check: also read everything and compare the digest.
+
+    Raises:
+        IntegrityError: there is no set, or its files are not what `set.json` says.
+    """
+    try:
+        about = json.loads((folder / "set.json").read_text(encoding="ascii"))
+        if about["schema"] > SCHEMA:
+            raise IntegrityError(f"{folder}: image set of format {about['schema']}, newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn.")
+        geometry, ids, sha256 = dict(about["geometry"]), tuple(str(i) for i in about["ids"]), str(about["sha256"])
+        expected = (about["count"], geometry["height"], geometry["width"], geometry["channels"])
+        images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
+        labels = np.load(folder / "labels.npy", allow_pickle=False)
+    except (OSError, ValueError, KeyError, TypeError, EOFError) as fault:
+        reason = f"{fault.strerror}: {Path(fault.filename).name}" if isinstance(fault, OSError) and fault.filename else repr(fault)
+        raise IntegrityError(f"{folder}: not a readable image set ({reason}). Make it again.") from None
+    found = (images.dtype, images.shape, labels.dtype, labels.shape, len(ids))
+    if found != (np.dtype(np.uint8), expected, np.dtype("<i8"), (about["count"],), about["count"]):
+        raise IntegrityError(
+            f"{folder}: set.json says {about['count']} images of {expected[1:]}; found images {images.dtype} {images.shape}, "
+            f"labels {labels.dtype} {labels.shape}, {len(ids)} ids. Make it again."
+        )
+    if check and _digest(images, labels) != sha256:
+        raise IntegrityError(f"{folder}: images or labels are not those of the digest in set.json. Make it again.")
+    return Packed(folder, images, labels.astype(np.int64, copy=False), ids, geometry, sha256)
+
+
+def _digest(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
+    digest = hashlib.sha256()
+    step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(images), step):
+        digest.update(np.ascontiguousarray(images[start : start + step]).tobytes())
+    digest.update(labels.tobytes())
+    return digest.hexdigest()
+

@@ -1,0 +1,153 @@
+"""The float models of a run: as loaded and after each stage, each stored, and measured on the same images."""
+
+from __future__ import annotations
+
+import functools
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecnn.data import Data, ImageSet, pack
+from edgecnn.device.evaluate import accuracy
+from edgecnn.device.packed import Packed, open_packed
+from edgecnn.device.spec import InputSpec
+from edgecnn.models import count_macs, count_parameters, load_model, model_inputs, rebuild_model
+from edgecnn.recipe import Recipe
+from edgecnn.screen import Screen
+from edgecnn.stages.base import Context, TorchModel
+from edgecnn.store import Entry, Store
+from edgecnn.train import predict, seed_all
+
+
+@dataclass(frozen=True)
+class Run:
+    """What every step of one run needs."""
+
+    recipe: Recipe
+    data: Data
+    store: Store
+    screen: Screen
+
+
+@dataclass(frozen=True)
+class Float:
+    """A float model of the run.
+
+    Attributes:
+        key: of the stored step that made it.
+        load: the torch model; loaded at most once, and only if something must be made from it.
+        input: its preprocessing.
+        labels: one name an output.
+        facts: origin, parameters, MACs.
+        choice: its logits on the choice images.
+        evaluation: its logits on the evaluation images.
+    """
+
+    key: str
+    load: Callable[[], TorchModel]
+    input: InputSpec
+    labels: tuple[str, ...]
+    facts: dict[str, Any]
+    choice: np.ndarray
+    evaluation: np.ndarray
+
+
+def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
+    """The model as loaded and after each stage, and the stages as result.json lists them."""
+    entry = run.store.once("model", first_inputs(run), lambda work: _save(first_model(run), work))
+    models = [_measured(run, entry)]
+    rows = [_row(run, "load", models[0], entry)]
+    for position, stage in enumerate(run.recipe.stages):
+        before = models[-1]
+
+        def make(work: Path, stage: Any = stage, before: Float = before) -> dict[str, Any]:
+            begun = time.monotonic()
+            run.screen.say(f"stage {stage.stage}")
+            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen))
+            return {**_save(model, work), "seconds": time.monotonic() - begun}
+
+        inputs = {"before": before.key, "position": position, "stage": stage.model_dump(mode="json"), "data": run.data.digest, "seed": run.recipe.seed}
+        entry = run.store.once("stage", inputs, make)
+        models.append(_measured(run, entry))
+        rows.append(_row(run, stage.stage, models[-1], entry))
+        run.screen.say(f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} evaluation images{' (found done)' if entry.resumed else ''}")
+    return models, rows
+
+
+def baseline(recipe: Recipe, models: list[Float]) -> Float:
+    """The model that accuracy drops are counted from: the last before the first stage that compresses."""
+    return models[next((i for i, stage in enumerate(recipe.stages) if stage.compresses), len(recipe.stages))]
+
+
+def first_inputs(run: Run) -> dict[str, Any]:
+    """Everything that decides the model before the first stage."""
+    names = {str(index): name for index, name in run.data.names.items()}
+    return {**model_inputs(run.recipe.model), "outputs": run.data.outputs, "names": names, "seed": run.recipe.seed}
+
+
+def first_model(run: Run) -> TorchModel:
+    """The model as the recipe names it, new weights drawn from the recipe's seed."""
+    seed_all(run.recipe.seed)
+    return load_model(run.recipe.model, run.data.outputs, run.data.names, trains=any(s.stage == "train" for s in run.recipe.stages))
+
+
+def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
+    """A split of the data, prepared for `spec`, and its folder."""
+    chosen: ImageSet = getattr(run.data, split)
+
+    def make(work: Path) -> None:
+        pack(chosen, spec, work)
+
+    entry = run.store.once("images", {"data": run.data.digest, "split": split, "geometry": spec.geometry}, make)
+    return open_packed(entry.folder), entry.folder
+
+
+def _save(model: TorchModel, work: Path) -> dict[str, Any]:
+    from safetensors.torch import save_file
+
+    save_file({name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}, work / "weights.safetensors")
+    return {
+        "origin": model.origin,
+        "input": asdict(model.input),
+        "labels": list(model.labels),
+        "parameters": count_parameters(model.module),
+        "macs": count_macs(model.module, model.input.shape),
+    }
+
+
+def _measured(run: Run, entry: Entry) -> Float:
+    """Evaluate the torch model of a finished step on the choice and the evaluation images."""
+    spec = InputSpec.from_json(entry.facts["input"])
+    labels = tuple(entry.facts["labels"])
+
+    @functools.cache
+    def load() -> TorchModel:
+        return rebuild_model(run.recipe.model, entry.facts["origin"], labels, spec, entry.folder / "weights.safetensors")
+
+    sets = {name: images(run, name, spec)[0] for name in ("choice", "evaluation")}
+
+    def make(work: Path) -> None:
+        for name, packed in sets.items():
+            np.save(work / f"{name}.npy", predict(load().module, packed, spec))
+
+    measured = run.store.once("float", {"model": entry.key, "images": {name: packed.sha256 for name, packed in sets.items()}}, make)
+    logits = {name: np.load(measured.folder / f"{name}.npy") for name in sets}
+    return Float(entry.key, load, spec, labels, entry.facts, logits["choice"], logits["evaluation"])
+
+
+def _row(run: Run, name: str, model: Float, entry: Entry) -> dict[str, Any]:
+    got = accuracy(model.evaluation, run.data.evaluation.labels)
+    return {
+        "stage": name,
+        "top1": got.top1,
+        "n": got.n,
+        "parameters": model.facts["parameters"],
+        "macs": model.facts["macs"],
+        "seconds": entry.facts.get("seconds", 0.0),
+        "resumed": entry.resumed,
+        "notes": [],
+    }

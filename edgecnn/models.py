@@ -1,0 +1,747 @@
+"""The model a recipe names: from timm, torchvision, edgecnn or the user's own code, with its weights and its preprocessing.
+
+Preprocessing is the one the published weights were evaluated with (timm's pretrained config, torchvision's default weights),
+and what the recipe says under `model.input` wins. Two rules where the recipe changes the published setting:
+
+* `size` without `resize`: the shorter side is resized to `size` itself. The published margin (resize 256, cut out 224)
+  belongs to photos at the published size; at 32 pixels it would only cut the object's edge off.
+* `in_chans: 1`: mean and std are the average of the three channels', and three-channel weights of the first layer are summed,
+  which is what a colour model computes on a grey image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+import importlib
+import importlib.util
+import inspect
+import math
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from edgecnn.checkpoint import differences, fit_weights, load_weights
+from edgecnn.config import Config
+from edgecnn.device.files import sha256_file
+from edgecnn.device.spec import Fit, InputSpec, Interpolation
+from edgecnn.errors import EdgecnnError, ModelError
+from edgecnn.stages.base import TorchModel
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+Head = Literal["auto", "keep", "resize"]
+
+
+class InputConfig(Config):
+    """What the recipe changes in the model's own preprocessing."""
+
+    size: int | None = Field(None, ge=1, le=4096, description="Height and width of the input, in pixels.")
+    height: int | None = Field(None, ge=1, le=4096, description="Height, where the input is not square; give width too.")
+    width: int | None = Field(None, ge=1, le=4096, description="Width, where the input is not square; give height too.")
+    resize: int | None = Field(None, ge=1, le=8192, description="The image's shorter side is resized to this before the centre is cut out.")
+    fit: Fit | None = Field(None, description="`crop` cuts out the centre; `squash` resizes both sides at once.")
+    interpolation: Interpolation | None = None
+    mean: list[float] | None = Field(None, description="Subtracted from pixel / 255, one number a channel.")
+    std: list[float] | None = Field(None, description="Divided by after the mean, one number a channel.")
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> InputConfig:
+        if self.size is not None and (self.height is not None or self.width is not None):
+            raise ValueError("give either size, or height and width")
+        if (self.height is None) != (self.width is None):
+            raise ValueError("give both height and width, or size for a square")
+        height, width = self.pixels or (0, 0)
+        if self.resize is not None and self.fit != "squash" and self.resize < max(height, width):
+            raise ValueError(f"resize {self.resize} is smaller than the input of {height} x {width} that is cut out of it")
+        if self.std is not None and any(value <= 0 for value in self.std):
+            raise ValueError("every std must be above 0")
+        return self
+
+    @property
+    def pixels(self) -> tuple[int, int] | None:
+        """Height and width, or None where the model's own stay."""
+        if self.size is not None:
+            return self.size, self.size
+        return (self.height, self.width) if self.height is not None and self.width is not None else None
+
+
+class _Model(Config):
+    """What every source has."""
+
+    checkpoint: str | None = Field(None, description="File of weights: .safetensors, or a .pt or .pth state dict.")
+    head: Head = Field(
+        "auto", description="The last layer: `keep` the weights' own, `resize` to the data's classes (then it must be trained), `auto` as needed."
+    )
+    in_chans: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey.")
+    input: InputConfig | None = Field(None, description="Changes the model's own preprocessing.")
+
+    @model_validator(mode="after")
+    def _parts_agree(self) -> _Model:
+        for key, values in (("mean", self.input and self.input.mean), ("std", self.input and self.input.std)):
+            if values is not None and len(values) != self.in_chans:
+                raise ValueError(f"input.{key} has {len(values)} numbers, in_chans is {self.in_chans}: give one a channel")
+        if self.checkpoint is not None and getattr(self, "pretrained", False):
+            raise ValueError("pretrained and checkpoint both give the weights: give one of them")
+        return self
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the model starts from weights that were trained before."""
+        return self.checkpoint is not None
+
+    @property
+    def title(self) -> str:
+        """How messages call the model."""
+        raise NotImplementedError
+
+    def architecture(self) -> Architecture:
+        """The network without its weights."""
+        raise NotImplementedError
+
+
+class _Zoo(_Model):
+    """A published architecture, whose published weights can be downloaded."""
+
+    name: str = Field(min_length=1, max_length=200)
+    pretrained: bool = Field(False, description="Download the published weights.")
+
+    @property
+    def has_weights(self) -> bool:
+        return self.pretrained or self.checkpoint is not None
+
+
+class TimmModel(_Zoo):
+    """A model of timm, by the name timm gives it: `mobilenetv3_small_100`, or with the weights' tag, `mobilenetv3_small_100.lamb_in1k`."""
+
+    source: Literal["timm"]
+
+    @property
+    def title(self) -> str:
+        return f"timm {self.name}"
+
+    def architecture(self) -> Architecture:
+        return _timm(self)
+
+
+class TorchvisionModel(_Zoo):
+    """A classification model of torchvision."""
+
+    source: Literal["torchvision"]
+    weights: str | None = Field(
+        None, description="Which published weights, such as IMAGENET1K_V1: decides the preprocessing, and the download. Default: torchvision's own choice."
+    )
+
+    @property
+    def title(self) -> str:
+        return f"torchvision {self.name}"
+
+    def architecture(self) -> Architecture:
+        return _torchvision(self)
+
+
+class EdgecnnModel(_Model):
+    """A network that edgecnn brings."""
+
+    source: Literal["edgecnn"]
+    name: Literal["simple_cnn"]
+
+    @property
+    def title(self) -> str:
+        return f"edgecnn {self.name}"
+
+    def architecture(self) -> Architecture:
+        return _edgecnn(self)
+
+
+class PythonModel(_Model):
+    """Your own code: a function that returns a `torch.nn.Module`.
+
+    It is imported with the current folder on the path, and called with `num_classes=` and `in_chans=` if it takes them.
+    """
+
+    source: Literal["python"]
+    entry: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="`module:function`.")
+    input: InputConfig = Field(description="The preprocessing: size, mean and std at least.")
+
+    @model_validator(mode="after")
+    def _input_is_whole(self) -> PythonModel:
+        lacking = [key for key, value in (("size", self.input.pixels), ("mean", self.input.mean), ("std", self.input.std)) if value is None]
+        if lacking:
+            raise ValueError(f"source: python has no preprocessing of its own: give input.{', input.'.join(lacking)}")
+        return self
+
+    @property
+    def has_weights(self) -> bool:
+        return True  # the function may well load its own; only it knows
+
+    @property
+    def title(self) -> str:
+        return f"python {self.entry}"
+
+    def architecture(self) -> Architecture:
+        return _python(self)
+
+
+ModelConfig = Annotated[TimmModel | TorchvisionModel | EdgecnnModel | PythonModel, Field(discriminator="source")]
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A network without its weights.
+
+    Attributes:
+        origin: what `build` needs, JSON-able.
+        outputs: of the published weights, or None where nothing is published.
+        input: preprocessing, the recipe's changes included.
+        published: downloads the published weights, or None where there are none.
+        renamed: the present name of a tensor of an old file, or None for one that is not used.
+    """
+
+    origin: dict[str, Any]
+    outputs: int | None
+    input: InputSpec
+    published: Callable[[], Mapping[str, Tensor]] | None = None
+    renamed: Callable[[str], str | None] | None = None
+
+
+def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str], trains: bool) -> TorchModel:
+    """Build the model a recipe names and load its weights; random weights come from torch's global generator.
+
+    Args:
+        outputs: number of classes of the data, or None where the data names the model's own outputs (a class_index file).
+        names: of the outputs the data has; the others are called `class 17`.
+        trains: whether a stage will train the model, without which a new head is worth nothing.
+
+    Raises:
+        ModelError: unknown name, unusable checkpoint, a head that does not fit the data, an input the model cannot take.
+    """
+    arch = config.architecture()
+    origin = dict(arch.origin)
+    weights: Mapping[str, Tensor] | None = None
+    if config.checkpoint is not None:
+        path = Path(config.checkpoint).expanduser()
+        weights = load_weights(path)
+        origin["weights"] = {"checkpoint": path.name, "sha256": sha256_file(path)}
+    elif isinstance(config, TimmModel | TorchvisionModel) and config.pretrained:
+        if arch.published is None:
+            raise ModelError(f"model: {config.title} has no published weights. Set pretrained: false, or give checkpoint: with a file of weights.")
+        weights = arch.published()
+        origin["weights"] = {"published": config.name}
+    if weights is not None and arch.renamed is not None:
+        weights = _renamed(weights, arch.renamed)
+
+    head = head_names(arch.origin) if weights is not None else frozenset()
+    own = _outputs_of(weights, head) if weights is not None else arch.outputs
+    count, fresh = _head(config, own, outputs, trains)
+    origin["num_classes"] = count
+    module = build(origin)
+    if weights is not None:
+        if config.in_chans == 1:
+            weights = _grey(weights, module)
+        skip = head if fresh else frozenset()
+        try:
+            fit_weights(module, weights, skip, config.title)
+        except ModelError as fault:
+            raise ModelError(f"model.checkpoint: {fault}{_fitting(config, weights)}") from None
+    origin["head"] = "new" if fresh or weights is None else "kept"
+    count = _check_forward(module, arch.input, config.title)
+    if outputs is not None and count != outputs:
+        raise ModelError(
+            f"model: {config.title} has {count} outputs, the data has {outputs} classes. "
+            "Set head: resize and a stage that trains, or give data.class_index, which says which output each folder is."
+        )
+    if names and max(names) >= count:
+        raise ModelError(f"model: {config.title} has {count} outputs, the data names output {max(names)} ({names[max(names)]!r}). Mend data.class_index.")
+    return TorchModel(module.eval(), arch.input, tuple(names.get(i, f"class {i}") for i in range(count)), origin)
+
+
+def build(origin: Mapping[str, Any]) -> nn.Module:
+    """The module that `TorchModel.origin` names, in eval mode, float32, with random weights to be replaced by saved ones.
+
+    Raises:
+        ModelError: the source no longer offers this model, or cannot build it like this.
+    """
+    classes = {} if origin.get("num_classes") is None else {"num_classes": origin["num_classes"]}
+    source, name, chans = origin["source"], origin["name"], origin["in_chans"]
+    module: nn.Module
+    if source == "python":
+        module = _call(name, {**classes, "in_chans": chans})
+    elif source == "edgecnn":
+        from edgecnn.simple_cnn import SimpleCNN
+
+        if not classes:
+            raise ModelError(f"model: edgecnn {name} needs a number of outputs, and data.class_index leaves that to the model. Leave class_index out.")
+        module = SimpleCNN(**classes, in_chans=chans, **origin["options"])
+    elif source == "timm":
+        import timm
+
+        module = timm.create_model(name, pretrained=False, in_chans=chans, **classes, **origin["options"])
+    else:
+        from torchvision.models import get_model
+
+        module = get_model(name, weights=None, **classes, **origin["options"])
+        if chans == 1:
+            _make_grey(module)
+    return module.float().eval()
+
+
+def model_digest(config: ModelConfig) -> dict[str, Any]:
+    """What decides the loaded model, JSON-able: the settings, and the content of the files they name.
+
+    The checkpoint counts by its content, not by where it lies. Of `source: python` the named module's file counts; what it
+    imports does not.
+    """
+    parts: dict[str, Any] = config.model_dump(mode="json", exclude={"checkpoint"})
+    if config.checkpoint is not None:
+        path = Path(config.checkpoint).expanduser()
+        if not path.is_file():
+            load_weights(path)  # says what is wrong with it
+        parts["checkpoint_sha256"] = sha256_file(path)
+    if isinstance(config, PythonModel):
+        with _here_on_path(), _users_code(config.entry):
+            spec = importlib.util.find_spec(config.entry.partition(":")[0])
+        if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+            parts["code_sha256"] = sha256_file(Path(spec.origin))
+    return parts
+
+
+# ---- the head ----
+
+
+def head_names(origin: Mapping[str, Any]) -> frozenset[str]:
+    """Names of the tensors whose shape follows the number of classes."""
+    shapes = [{name: tensor.shape for name, tensor in _skeleton({**origin, "num_classes": n}).state_dict().items()} for n in (5, 7)]
+    return frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
+
+
+def _skeleton(origin: Mapping[str, Any]) -> nn.Module:
+    """The module without memory for its weights, where its code allows that. Leaves torch's generator as it was."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        if origin["source"] != "python":  # the user's code may do anything, and is called in the ordinary way only
+            try:
+                with torch.device("meta"):
+                    return build(origin)
+            except NotImplementedError:  # it computes with its own weights while it is built, as RegNet does
+                pass
+        return build(origin)
+
+
+def _outputs_of(weights: Mapping[str, Tensor], head: frozenset[str]) -> int | None:
+    """Number of outputs of the weights' own head; None where they have no head of this name."""
+    sizes = [weights[name].shape[0] for name in sorted(head) if name in weights and weights[name].ndim]
+    return sizes[0] if sizes else None
+
+
+def _head(config: ModelConfig, own: int | None, outputs: int | None, trains: bool) -> tuple[int | None, bool]:
+    """Number of outputs to build the model with, and whether its head starts anew on top of loaded weights."""
+    if not (config.checkpoint is not None or getattr(config, "pretrained", False)):  # all of it is new
+        return (own if config.head == "keep" or outputs is None else outputs), False
+    if config.head == "keep" or (config.head == "auto" and (outputs is None or outputs == own)):
+        return own, False
+    if own is None and config.head == "auto":  # no head of this name in the file: let the comparison of names speak
+        return outputs, False
+    if outputs is None:
+        raise ModelError("model.head: resize needs a number of classes, and data.class_index leaves that to the model. Leave one of them out.")
+    if not trains:
+        raise ModelError(
+            f"model: the weights of {config.title} have {own} outputs and the data has {outputs} classes; a new head knows nothing until it is trained. "
+            "Add a stage that trains, or give data.class_index, which says which output each folder is."
+        )
+    return outputs, True
+
+
+def _check_forward(module: nn.Module, spec: InputSpec, title: str) -> int:
+    """Run two grey images through the model; returns its number of outputs."""
+    import torch
+
+    shape = " x ".join(map(str, spec.shape))
+    try:
+        with torch.inference_mode():
+            logits = module(torch.zeros(2, *spec.shape))
+    except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as fault:
+        raise ModelError(f"model: {title} cannot take an input of {shape} ({_line(fault)}). Change model.input.size or in_chans.") from None
+    if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2 or not logits.shape[1]:
+        found = f"a tensor {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
+        raise ModelError(f"model: {title} returns {found} for 2 images, not one row of logits each. Choose a classification model.")
+    if not bool(torch.isfinite(logits).all()):
+        raise ModelError(f"model: {title} returns NaN or infinity for a grey image. Its weights are damaged; take another checkpoint.")
+    return int(logits.shape[1])
+
+
+# ---- grey input ----
+
+
+def _make_grey(module: nn.Module) -> None:
+    """Let the first convolution take one channel."""
+    from torch import nn
+
+    for name, layer in module.named_modules():
+        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3 and layer.groups == 1:
+            grey = nn.Conv2d(1, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=layer.bias is not None)  # type: ignore[arg-type]
+            parent, _, last = name.rpartition(".")
+            setattr(module.get_submodule(parent), last, grey)
+            return
+    raise ModelError("model.in_chans: found no first convolution of three channels to make grey. Set in_chans: 3.")
+
+
+def _grey(weights: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
+    """Sum a three-channel first convolution over its channels, where the module takes one and the weights take three."""
+    changed = {
+        name: weights[name].sum(1, keepdim=True)
+        for name, tensor in module.state_dict().items()
+        if name in weights and tensor.ndim == 4 and tensor.shape[1] == 1 and weights[name].shape == (tensor.shape[0], 3, *tensor.shape[2:])
+    }
+    return {**weights, **changed} if len(changed) == 1 else weights
+
+
+# ---- preprocessing ----
+
+
+def _input(config: _Model, height: int, width: int, resize: int, fit: Fit | None, interpolation: str, mean: list[float], std: list[float]) -> InputSpec:
+    """The published preprocessing with the recipe's changes.
+
+    Args:
+        fit: None where the published one is none of ours, so that the recipe must choose.
+    """
+    wish = config.input or InputConfig()
+    if wish.pixels is not None and wish.pixels != (height, width):
+        height, width = wish.pixels
+        resize = max(height, width)
+    chosen = wish.fit or fit
+    if chosen is None:
+        raise ModelError(
+            f"model: {config.title} was evaluated with borders around the image or with a squashed image cut afterwards, which edgecnn does not do. "
+            "Choose model.input.fit: crop or squash."
+        )
+    resize = wish.resize or resize
+    if chosen == "crop" and resize < max(height, width):
+        raise ModelError(f"model.input.resize: {resize} is smaller than the input of {height} x {width} that is cut out of it. Set it to {max(height, width)} or more.")
+    chosen_interpolation = wish.interpolation or interpolation
+    if chosen_interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
+        raise ModelError(f"model: {config.title} was published with {chosen_interpolation} interpolation. Choose model.input.interpolation: bilinear or bicubic.")
+    if config.in_chans == 1:
+        mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
+    return InputSpec(
+        channels=config.in_chans,
+        height=height,
+        width=width,
+        resize=resize,
+        fit=chosen,
+        interpolation=chosen_interpolation,  # type: ignore[arg-type]  # checked above
+        mean=tuple(wish.mean or mean),
+        std=tuple(wish.std or std),
+    )
+
+
+# ---- the sources ----
+
+
+def _timm(config: TimmModel) -> Architecture:
+    import timm
+
+    base, _, tag = config.name.partition(".")
+    if not timm.is_model(base):
+        raise _unknown("timm", config.name)
+    if tag and config.name not in (known := timm.list_pretrained(f"{base}.*")):
+        near = ", ".join(difflib.get_close_matches(config.name, known, 5, 0)) or "none"
+        raise ModelError(f"model.name: timm's {base} has no weights tagged {tag!r}; it has {near}.")
+    published = timm.get_pretrained_cfg(config.name)
+    _, height, width = published.input_size
+    pixels = config.input.pixels if config.input else None
+    options = {"img_size": list(pixels)} if pixels and pixels != (height, width) and published.fixed_input_size else {}
+    whole = published.crop_pct == 1.0
+    fit: Fit | None = {"center": "crop", "squash": "squash" if whole else None}.get(published.crop_mode)  # type: ignore[assignment]
+    spec = _input(
+        config,
+        height,
+        width,
+        math.floor(max(height, width) / published.crop_pct),
+        fit if height == width else None,
+        published.interpolation,
+        list(published.mean),
+        list(published.std),
+    )
+
+    def download() -> Mapping[str, Tensor]:
+        with _downloading(config.title):
+            # timm shapes the first layer and the position embedding to the input; the head is ours to choose
+            module = timm.create_model(config.name, pretrained=True, in_chans=config.in_chans, **options)
+        return module.state_dict()  # type: ignore[no-any-return]
+
+    origin = {"source": "timm", "name": config.name, "in_chans": config.in_chans, "options": options}
+    return Architecture(origin, published.num_classes or None, spec, download if published.has_weights else None)
+
+
+def _torchvision(config: TorchvisionModel) -> Architecture:
+    from torchvision import models
+
+    if config.name not in models.list_models(module=models):
+        raise _unknown("torchvision", config.name)
+    choices = models.get_model_weights(config.name)
+    if config.weights is not None and config.weights not in choices.__members__:
+        raise ModelError(f"model.weights: torchvision's {config.name} has no {config.weights!r}; it has {', '.join(choices.__members__)}.")
+    weights = choices[config.weights or "DEFAULT"]
+    how = weights.transforms()
+    mean, std = list(how.mean), list(how.std)
+    options: dict[str, Any] = {}
+    if config.name in ("googlenet", "inception_v3"):
+        # Their published weights turn ImageNet's mean and std into 0.5 inside the model; that belongs into the preprocessing.
+        # The extra outputs that help training are left out: they are not in the exported model either.
+        mean, std = [0.5] * 3, [0.5] * 3
+        options = {"aux_logits": False, "init_weights": True}
+    size = how.crop_size[0]
+    pixels = config.input.pixels if config.input else None
+    if config.name.startswith("vit_") and pixels and pixels != (size, size):
+        if pixels[0] != pixels[1]:
+            raise ModelError(f"model.input: torchvision's {config.name} takes square images only. Give size.")
+        options = {"image_size": pixels[0]}
+    elif config.name.startswith("vit_") and size != 224:
+        options = {"image_size": size}
+    spec = _input(config, size, size, how.resize_size[0], "crop", how.interpolation.value, mean, std)
+
+    def download() -> Mapping[str, Tensor]:
+        import torch
+
+        file = Path(torch.hub.get_dir()) / "checkpoints" / weights.url.rpartition("/")[2]
+        if not file.is_file():
+            digest = re.search(r"-([0-9a-f]{8,})\.", file.name)
+            with _downloading(config.title):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                torch.hub.download_url_to_file(weights.url, str(file), hash_prefix=digest and digest[1], progress=False)
+        return load_weights(file)
+
+    origin = {"source": "torchvision", "name": config.name, "in_chans": config.in_chans, "options": options}
+    return Architecture(origin, len(weights.meta["categories"]), spec, download, _torchvision_name)
+
+
+def _torchvision_name(name: str) -> str | None:
+    """The present name of a tensor of a published file: DenseNet's were `norm.1` for `norm1`; extra training outputs are not used."""
+    if name.startswith(("aux1.", "aux2.", "AuxLogits.")):
+        return None
+    return re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2.", name)
+
+
+def _edgecnn(config: EdgecnnModel) -> Architecture:
+    spec = _input(config, 32, 32, 32, "crop", "bilinear", [0.5] * 3, [0.5] * 3)
+    if min(spec.height, spec.width) < 4:
+        raise ModelError(f"model.input: {config.title} halves its input twice; {spec.height} x {spec.width} is too small. Give 4 pixels or more.")
+    origin = {
+        "source": "edgecnn",
+        "name": config.name,
+        "in_chans": config.in_chans,
+        "options": {"height": spec.height, "width": spec.width},
+    }
+    return Architecture(origin, None, spec)
+
+
+def _python(config: PythonModel) -> Architecture:
+    height, width = config.input.pixels or (0, 0)  # the recipe was checked to give them, and mean and std
+    spec = _input(config, height, width, max(height, width), "crop", "bilinear", config.input.mean or [], config.input.std or [])
+    return Architecture({"source": "python", "name": config.entry, "in_chans": config.in_chans, "options": {}}, None, spec)
+
+
+def _call(entry: str, offered: dict[str, Any]) -> nn.Module:
+    """Import and call the user's `module:function` with those of `offered` that it takes."""
+    from torch import nn
+
+    where, _, name = entry.partition(":")
+    with _here_on_path(), _users_code(entry):
+        found = importlib.import_module(where)
+        function = getattr(found, name, None)
+        if not callable(function):
+            near = difflib.get_close_matches(name, [key for key, value in vars(found).items() if callable(value)], 3)
+            raise ModelError(f"model.entry: {where} has no function {name!r}{'; nearest: ' + ', '.join(near) if near else ''}. Mend entry: module:function.")
+        takes = inspect.signature(function).parameters
+        free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
+        module = function(**{key: value for key, value in offered.items() if free or key in takes})
+    if not isinstance(module, nn.Module):
+        raise ModelError(f"model.entry: {entry} returned {type(module).__name__}, not a torch.nn.Module. Return the module.")
+    return module
+
+
+@contextmanager
+def _here_on_path() -> Iterator[None]:
+    """The current folder first on the import path, as `python -m` has it."""
+    here = str(Path.cwd())
+    sys.path.insert(0, here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
+
+
+@contextmanager
+def _users_code(entry: str) -> Iterator[None]:
+    """Turn whatever the user's code raises into one line that names the place in it."""
+    try:
+        yield
+    except EdgecnnError:
+        raise
+    except ModuleNotFoundError as fault:
+        raise ModelError(f"model.entry: {entry}: no module {fault.name!r} in {Path.cwd()} or installed. Run from the folder that holds it.") from None
+    except Exception as fault:
+        last = traceback.extract_tb(fault.__traceback__)[-1]
+        raise ModelError(f"model.entry: {entry} failed at {last.filename}:{last.lineno} ({type(fault).__name__}: {_line(fault)}). Mend it there.") from None
+
+
+@contextmanager
+def _downloading(title: str) -> Iterator[None]:
+    """Turn a failed download into one line. The model itself was found before, so what fails here is the download."""
+    try:
+        yield
+    except Exception as fault:
+        raise ModelError(
+            f"model.pretrained: the published weights of {title} could not be downloaded ({type(fault).__name__}: {_line(fault)}). "
+            "Connect this computer, or give checkpoint: with a file of weights that you have."
+        ) from None
+
+
+def _line(fault: BaseException) -> str:
+    return " ".join(str(fault).split())[:160] or "no reason given"
+
+
+def _renamed(weights: Mapping[str, Tensor], present: Callable[[str], str | None]) -> Mapping[str, Tensor]:
+    new = type(weights)() if hasattr(weights, "_metadata") else {}
+    if hasattr(weights, "_metadata"):
+        new._metadata = weights._metadata  # type: ignore[attr-defined]
+    new.update({after: tensor for name, tensor in weights.items() if (after := present(name)) is not None})  # type: ignore[attr-defined]
+    return new
+
+
+# ---- names ----
+
+
+def _zoo() -> dict[str, list[str]]:
+    """The names each zoo offers."""
+    import timm
+    from torchvision import models
+
+    return {"timm": timm.list_models(), "torchvision": models.list_models(module=models)}
+
+
+def _near(name: str, names: list[str], count: int) -> list[str]:
+    """The names most like `name`, whatever its case and punctuation."""
+    plain = {re.sub(r"[^a-z0-9]", "", key.lower()): key for key in reversed(names)}
+    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
+    longer = [key for short, key in plain.items() if wanted and short.startswith(wanted)]
+    alike = [plain[short] for short in difflib.get_close_matches(wanted, plain, count, 0.6)]
+    return list(dict.fromkeys([*alike, *sorted(longer, key=len)]))[:count]
+
+
+def _unknown(source: str, name: str) -> ModelError:
+    zoo = _zoo()
+    near = _near(name, zoo[source], 5)
+    message = f"model.name: {source} has no model {name!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
+    for other in zoo:
+        if other != source and (there := next((key for key in zoo[other] if key == name.partition(".")[0]), None)):
+            return ModelError(f"{message} {other.capitalize() if other == 'torchvision' else other} has {there}: set source: {other}.")
+    return ModelError(f"{message} `edgecnn models PATTERN` searches both zoos.")
+
+
+def _fitting(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
+    """Another model whose names and shapes the weights have, as a sentence, or "". Looks at a few likely ones only."""
+    if not isinstance(config, TimmModel | TorchvisionModel):
+        return ""
+    stem = re.sub(r"[^a-z0-9]", "", Path(config.checkpoint or "").name.lower())
+    for source, names in _zoo().items():
+        in_file = [key for key in names if len(key) > 5 and stem.startswith(re.sub(r"[^a-z0-9]", "", key))]
+        likely = [*sorted(in_file, key=len, reverse=True)[:3], *_near(config.name, names, 5)]
+        for name in dict.fromkeys(likely):
+            if (source, name) == (config.source, config.name):
+                continue
+            module = _skeleton({"source": source, "name": name, "in_chans": config.in_chans, "options": {}})
+            head = head_names({"source": source, "name": name, "in_chans": config.in_chans, "options": {}})
+            if not differences(module, weights, head):
+                return f" It fits {source}'s {name}: set source: {source}, name: {name}."
+    return ""
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model of a zoo.
+
+    Attributes:
+        parameters: number of weights, with the published head.
+        macs: multiply-accumulates of one image of the native input, or None where they cannot be counted.
+        input: native C, H, W.
+        pretrained: whether weights are published.
+    """
+
+    source: str
+    name: str
+    parameters: int
+    macs: int | None
+    input: tuple[int, int, int]
+    pretrained: bool
+
+
+def find_models(pattern: str, limit: int = 20) -> list[Found]:
+    """The classification models of timm and torchvision whose name matches `pattern`, counted without loading weights.
+
+    Args:
+        pattern: part of a name, or with `*`, `?` and `[]` the whole name. Case does not matter.
+    """
+    pattern = pattern.lower()
+    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
+    names = [(source, name) for source, all_names in _zoo().items() for name in all_names if fnmatch.fnmatchcase(name.lower(), wanted)]
+    names.sort(key=lambda pair: (pair[1].lower() != pattern, not pair[1].lower().startswith(pattern), pair[1], pair[0]))
+    return [_found(source, name) for source, name in names[:limit]]
+
+
+def _found(source: str, name: str) -> Found:
+    shape, pretrained = _native(source, name)
+    options = {"aux_logits": False} if source == "torchvision" and name in ("googlenet", "inception_v3") else {}
+    module = _skeleton({"source": source, "name": name, "in_chans": 3, "options": options})
+    try:
+        macs = count_macs(module, shape)
+    except Exception:  # not every network runs without memory, and a table row is no reason to fail
+        macs = None
+    return Found(source, name, count_parameters(module), macs, shape, pretrained)
+
+
+def _native(source: str, name: str) -> tuple[tuple[int, int, int], bool]:
+    if source == "timm":
+        import timm
+
+        config = timm.get_pretrained_cfg(name)
+        return tuple(config.input_size), bool(config.has_weights)
+    from torchvision.models import get_model_weights
+
+    size = get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
+    return (3, size, size), True
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of learned weights; batch norm's running statistics are not among them."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one image: convolutions, linear layers and attention, as torch counts them.
+
+    Args:
+        shape: C, H, W. The image is made where the module's weights are, also on the meta device.
+    """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
+    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
+    training = module.training
+    module.eval()
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(torch.zeros(1, *shape, device=device))
+    finally:
+        module.train(training)
+    return counter.get_total_flops() // 2

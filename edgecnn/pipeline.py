@@ -1,0 +1,143 @@
+"""The spine: one recipe, from the model it names to one verified bundle for each target."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from edgecnn import __version__, choose
+from edgecnn.data import Data, load_data, pack
+from edgecnn.deliver import deliver, may_ship, source_of
+from edgecnn.device.evaluate import accuracy
+from edgecnn.device.machine import circumstances
+from edgecnn.device.spec import SCHEMA
+from edgecnn.errors import DeviceError
+from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models
+from edgecnn.measure import evaluate
+from edgecnn.parity import per_class
+from edgecnn.recipe import Recipe, recipe_digest
+from edgecnn.report import write_report
+from edgecnn.screen import Screen
+from edgecnn.store import LIBRARIES, open_store
+from edgecnn.targets.base import Source, installed
+from edgecnn.targets.calibration import collect
+from edgecnn.targets.onnx import export_onnx
+
+SPLITS = ("train", "calibration", "choice", "evaluation")
+
+
+def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen) -> dict[str, Any]:
+    """Run one recipe and write `out`; returns what result.json holds.
+
+    Args:
+        recipe: what to do.
+        text: the recipe as the user wrote it, for the report.
+        out: the run folder.
+        command: the command line, for the report.
+        screen: where progress is shown.
+    """
+    begun = time.monotonic()
+    with open_store(out, recipe.name) as store:
+        run = Run(recipe, load_data(recipe.data, recipe.seed), store, replace(screen, log=out / "run.log"))
+        preflight(run)
+        models, stages = float_models(run)
+        first = baseline(recipe, models)
+        source = source_of(run, models[-1])
+        targets = [deliver(run, target, source, models[-1], first) for target in recipe.targets]
+        result = {
+            "schema": SCHEMA,
+            "edgecnn": __version__,
+            "command": command,
+            "name": recipe.name,
+            "verdict": choose.overall([t["verdict"] for t in targets]),
+            "reasons": [f"{t['name']}: {reason}" for t in targets for reason in t["reasons"]],
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_text": text,
+            "recipe_sha256": recipe_digest(recipe),
+            "promise": recipe.promise.model_dump(),
+            "data": _data_facts(run.data),
+            "baseline": _baseline_facts(run, first),
+            "stages": stages,
+            "targets": targets,
+            "environment": {"machine": circumstances(), "versions": {"edgecnn": __version__, **installed(*LIBRARIES)}},
+            "doubts": list(run.data.doubts),
+            "resumed": store.made == 0,
+            "seconds": time.monotonic() - begun,
+        }
+        write_report(store.write("result.json", json.dumps(result, indent=1) + "\n"), out / "report.html")
+        return result
+
+
+def dry_run(recipe: Recipe, screen: Screen) -> None:
+    """Show the plan and do the checks that come before any long work, in a folder that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", recipe.name) as store:
+        data = load_data(recipe.data, recipe.seed)
+        counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in SPLITS)
+        screen.say(f"plan: {' -> '.join(['load', *(stage.stage for stage in recipe.stages)])}, images: {counts}")
+        for target in recipe.targets:
+            names = [c.name for c in target.candidates() if c.precision != "int8" or may_ship(target, c)]
+            screen.say(f"  {target.name}: {target.runtime}, measures {', '.join(names)}")
+        for doubt in data.doubts:
+            screen.say(f"  doubt: {doubt}")
+        preflight(Run(recipe, data, store, screen))
+        screen.say("ready: nothing is missing.")
+
+
+def preflight(run: Run) -> None:
+    """Take the untrained model through every target with a few images, so that what would fail last fails in the first minute.
+
+    Raises:
+        EdgecnnError: of the kind of what is missing or refused.
+    """
+    missing = [f"targets[{i}] ({t.name}): {lack}" for i, t in enumerate(run.recipe.targets) if (lack := t.missing())]
+    if missing:
+        raise DeviceError("; ".join(missing))
+
+    def check(work: Path) -> None:
+        run.screen.say("preflight: the untrained model through every target, with a few images")
+        model = first_model(run)
+        few = pack(run.data.calibration.subset(range(min(8, len(run.data.calibration)))), model.input, work / "few")
+
+        def onnx(*, half: bool) -> Path:
+            path = work / ("half.onnx" if half else "model.onnx")
+            export_onnx(model, path, half=half)
+            return path
+
+        graph = onnx(half=False)
+        source = Source(graph, lambda: onnx(half=True), model.input, model.labels, few, lambda: collect(graph, few, model.input), run.recipe.seed)
+        for target in run.recipe.targets:
+            candidate = next(c for c in target.candidates() if may_ship(target, c))
+            artifact = target.build(candidate, source, work / target.name)
+            evaluate(artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as())
+            run.screen.say("; ".join([f"  {target.name}: {target.runtime} {candidate.precision} builds and runs", *artifact.notes]))
+
+    targets = [t.model_dump(mode="json", exclude={"promise"}) for t in run.recipe.targets]
+    run.store.once("preflight", {"model": first_inputs(run), "targets": targets, "data": run.data.digest}, check)
+
+
+def _data_facts(data: Data) -> dict[str, Any]:
+    counts = {split: len(getattr(data, split)) for split in SPLITS}
+    return {
+        **counts,
+        "digest": data.digest,
+        "calibration_sha256": data.calibration_sha256,
+        "doubts": list(data.doubts),
+        "skipped": list(data.skipped),
+    }
+
+
+def _baseline_facts(run: Run, model: Float) -> dict[str, Any]:
+    labels = run.data.evaluation.labels
+    got = accuracy(model.evaluation, labels)
+    return {
+        "top1": got.top1,
+        "n": got.n,
+        "interval": got.interval,
+        "per_class": per_class(model.evaluation, labels, model.labels),
+        "parameters": model.facts["parameters"],
+        "macs": model.facts["macs"],
+    }

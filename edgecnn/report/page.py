@@ -1,0 +1,245 @@
+"""result.json to one HTML file: no script, no network, the same bytes for the same result.
+
+Every name in a result is hostile until shown otherwise: class names come from folders, paths and notes from anywhere. The
+template escapes everything, the page forbids scripts and loads by its own policy, and characters that would
+reorder or hide text are written out.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from edgecnn.errors import IntegrityError, UsageError
+from edgecnn.report import charts
+
+SCHEMA = 1
+WIDE, NARROW = 1040, 360
+# Controls, marks that reorder text, and halves of surrogate pairs (file names that are not UTF-8).
+_TRICKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
+
+
+def write_report(result_json: Path, html: Path) -> None:
+    """Write the page of one run. `html` appears whole or not at all.
+
+    Raises:
+        UsageError: there is no result, or it is of a newer format.
+        IntegrityError: the file is not a result.
+    """
+    text = render(read_result(result_json))
+    part = html.with_name(html.name + ".part")
+    with part.open("w", encoding="utf-8", newline="\n") as out:
+        out.write(text)
+        out.flush()
+        os.fsync(out.fileno())
+    part.replace(html)
+
+
+def read_result(path: Path) -> dict[str, Any]:
+    """The result with nulls left out and its text made safe to show."""
+    try:
+        result = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UsageError(f"{path}: not there. Give the folder of a finished run, or run `edgecnn compress` first.") from None
+    except (ValueError, RecursionError) as fault:
+        raise IntegrityError(f"{path}: not readable as JSON ({fault}). Run `edgecnn compress` again to write it anew.") from None
+    schema = result.get("schema") if isinstance(result, dict) else None
+    if not isinstance(schema, int):
+        raise IntegrityError(f"{path}: not a result of edgecnn, it has no schema number. Give the result.json of a run folder.")
+    if schema > SCHEMA:
+        raise UsageError(f"{path}: format {schema} is newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn.")
+    cleaned: dict[str, Any] = _clean(result)
+    return cleaned
+
+
+def render(result: dict[str, Any]) -> str:
+    """The page of a cleaned result."""
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
+
+    page = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=ChainableUndefined,  # a failed target lacks whole branches, and the page must still say what is there
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    page.filters |= {
+        "percent": _shown(lambda v: f"{v * 100:.1f} %"),
+        "percent2": _shown(lambda v: f"{v * 100:.2f} %"),
+        "points": _shown(_points),
+        "ms": _shown(charts.milliseconds),
+        "seconds": _shown(_seconds),
+        "megabytes": _shown(_megabytes),
+        "million": _shown(lambda v: f"{v / 1e6:.3g} M"),
+        "times": _shown(lambda v: f"{v:.2f}×"),
+        "plain": _shown(lambda v: f"{v:.3g}"),
+        "cosine": _shown(lambda v: f"{v:.6f}"),
+    }
+    page.globals |= {"key": charts.key, "promised": promised}
+    targets = result.get("targets", [])
+    points, unplaced = _points_of(result), [t for t in targets if not _latency(t)]
+    floors, ceilings = _floors(result), _ceilings(targets)
+    strips = [charts.Strip(str(t.get("name")), s, i) for i, t in enumerate(targets) if (s := _samples(t))]
+    return page.get_template("page.html.j2").render(
+        run=result,
+        scatter=[charts.accuracy_against_latency(points, floors, ceilings, w) for w in (WIDE, NARROW)] if points else [],
+        unplaced=unplaced,
+        strips=[charts.latency_strips(strips, ceilings, w) for w in (WIDE, NARROW)] if strips else [],
+        classes=worst_classes(result),
+        doubts=doubts(result),
+        circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
+    )
+
+
+def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """One row a class: what it had, what each target left of it; the largest loss first, then the lowest top-1."""
+    targets = [t.get("per_class", []) for t in result.get("targets", [])]
+    rows = []
+    for i, base in enumerate(result.get("baseline", {}).get("per_class", [])):
+        # By place, since two outputs may share a name (ImageNet has two cranes).
+        found = [t[i].get("top1") if i < len(t) and t[i].get("label") == base.get("label") else None for t in targets]
+        had = base.get("top1")
+        losses = [had - top1 if _is_number(top1) and _is_number(had) else None for top1 in found]
+        rows.append(
+            {
+                "label": base.get("label"),
+                "n": base.get("n"),
+                "top1": had,
+                "cells": [{"top1": top1, "loss": loss} for top1, loss in zip(found, losses, strict=True)],
+                "worst": max((loss for loss in losses if loss is not None), default=-1.0),
+                "lowest": min((top1 for top1 in [had, *found] if _is_number(top1)), default=2.0),
+            }
+        )
+    return sorted(rows, key=lambda row: (-row["worst"], row["lowest"]))
+
+
+def doubts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Every reason to trust a figure less: where it belongs, and the doubt."""
+    found = [("run", d) for d in result.get("doubts", [])] + [("data", d) for d in result.get("data", {}).get("doubts", [])]
+    for target in result.get("targets", []):
+        latency = target.get("latency_s", {})
+        if latency.get("void"):
+            found.append((target.get("name"), f"the latency must not be used: {latency['void']}"))
+        found += [(target.get("name"), d) for d in latency.get("doubts", [])]
+    return found
+
+
+def promised(promise: Mapping[str, Any] | None) -> list[str]:
+    """A promise as short phrases."""
+    say = {
+        "accuracy_drop": lambda v: f"top-1 drop at most {v * 100:.3g} points",
+        "min_accuracy": lambda v: f"top-1 at least {v * 100:.4g} %",
+        "p90_latency_ms": lambda v: f"p90 latency at most {v:g} ms",
+        "size_mb": lambda v: f"size at most {v:g} MB",
+    }
+    return [say[k](v) if k in say and _is_number(v) else f"{k}: {v}" for k, v in (promise or {}).items()]
+
+
+def _points_of(result: Mapping[str, Any]) -> list[charts.Point]:
+    """The shipped file of each target, and the candidates that lost to it, where both figures were measured."""
+    points = []
+    for series, target in enumerate(result.get("targets", [])):
+        name = str(target.get("name"))
+        if _is_number(target.get("top1")) and (p90 := _latency(target)):
+            top1 = target["top1"]
+            drop, ends = target.get("top1_drop"), target.get("drop_interval", [])
+            # The interval is the paired one of the drop, hung on the float model's own top-1.
+            interval = (top1 + drop - ends[1], top1 + drop - ends[0]) if _is_number(drop) and len(ends) == 2 else None
+            title = f"{name}, ships {target.get('candidate', '')}: {top1 * 100:.1f} %, p90 {charts.milliseconds(p90)} ms"
+            points.append(charts.Point(p90, top1, interval, name, title, series, True))
+        for candidate in target.get("candidates", []):
+            top1, p90 = candidate.get("choice_top1"), candidate.get("p90_s")
+            if not candidate.get("chosen") and _is_number(top1) and _is_number(p90) and p90 > 0:
+                label = str(candidate.get("name"))
+                title = f"{name}, {label}: {top1 * 100:.1f} %, p90 {charts.milliseconds(p90)} ms. {candidate.get('why', '')}"
+                points.append(charts.Point(p90, top1, None, label, title, series, False))
+    return points
+
+
+def _floors(result: Mapping[str, Any]) -> list[charts.Line]:
+    """The lowest top-1 each target may have; one line a value."""
+    names: dict[float, list[str]] = {}
+    base = result.get("baseline", {}).get("top1")
+    for target in result.get("targets", []):
+        promise = target.get("promise", {})
+        floors = [promise["min_accuracy"]] if _is_number(promise.get("min_accuracy")) else []
+        if _is_number(promise.get("accuracy_drop")) and _is_number(base):
+            floors.append(base - promise["accuracy_drop"])
+        if floors:
+            names.setdefault(max(floors), []).append(str(target.get("name")))
+    return [charts.Line(at, f"promised: at least {at * 100:.4g} %" + _whose(who, names)) for at, who in names.items()]
+
+
+def _ceilings(targets: list[dict[str, Any]]) -> list[charts.Line]:
+    """The highest p90 each target may have, in seconds; one line a value."""
+    names: dict[float, list[str]] = {}
+    for target in targets:
+        if _is_number(most := target.get("promise", {}).get("p90_latency_ms")):
+            names.setdefault(most / 1e3, []).append(str(target.get("name")))
+    return [charts.Line(at, f"promised: p90 ≤ {at * 1e3:g} ms" + _whose(who, names)) for at, who in names.items()]
+
+
+def _whose(who: list[str], names: Mapping[float, list[str]]) -> str:
+    return f" ({', '.join(who)})"[:40] if len(names) > 1 else ""
+
+
+def _latency(target: Mapping[str, Any]) -> float | None:
+    """The target's p90 in seconds, where it was measured and may be used."""
+    latency = target.get("latency_s", {})
+    p90 = latency.get("p90", latency.get("p50"))
+    return p90 if _is_number(p90) and p90 > 0 and not latency.get("void") else None
+
+
+def _samples(target: Mapping[str, Any]) -> list[float]:
+    latency = target.get("latency_s", {})
+    return [] if latency.get("void") else [s for s in latency.get("samples", []) if _is_number(s) and s > 0]
+
+
+def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
+    """Nested circumstances as rows of name and text."""
+    if isinstance(value, dict):
+        return [row for k, v in value.items() for row in _flat(v, f"{name} · {k}" if name else str(k))]
+    if isinstance(value, list):
+        return [(name, ", ".join(text for v in value for _, text in _flat(v)))]
+    return [(name, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))]
+
+
+def _clean(value: Any) -> Any:
+    """Leave out the nulls of objects, and write out characters that hide or reorder text."""
+    if isinstance(value, dict):
+        return {_clean(k): _clean(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_clean(v) for v in value]
+    if isinstance(value, str):
+        return _TRICKS.sub(lambda found: f"\\u{ord(found.group()):04x}", value)
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _shown(say: Callable[[float], str]) -> Callable[[Any], str]:
+    """A filter that says "not measured" instead of inventing a figure."""
+    return lambda value: say(value) if _is_number(value) else "not measured"
+
+
+def _points(fraction: float) -> str:
+    """A signed change in percentage points."""
+    return f"{fraction * 100:+.1f}".replace("-", "−").replace("+0.0", "0.0").replace("−0.0", "0.0")
+
+
+def _seconds(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def _megabytes(size: float) -> str:
+    return f"{size / 1e6:.2f} MB" if size >= 1e5 else f"{size / 1e3:.1f} kB"

@@ -1,0 +1,11 @@
+"""The stages; this union is the registry."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from edgecnn.stages.train import Train
+
+AnyStage = Annotated[Train, Field(discriminator="stage")]

@@ -1,0 +1,168 @@
+"""Activation ranges of an ONNX graph from calibration images, by several methods, in two passes and bounded memory.
+
+The first pass finds each tensor's minimum and maximum, the second fills a histogram between them; one image's activations
+are in memory at a time, however many images there are. Ranges always include zero, which padding and ReLU need exactly.
+
+    minmax      everything seen
+    percentile  0.01 % cut off at each end
+    mse         the range with the least squared error after 8-bit rounding (Choukroun et al. 2019, arXiv:1902.06822)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from edgecnn.device.packed import Packed
+from edgecnn.device.preprocess import normalise
+from edgecnn.device.spec import InputSpec
+from edgecnn.errors import DataError
+
+if TYPE_CHECKING:
+    import onnx
+
+BINS = 2048
+PERCENTILE = 1e-4
+Range = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """Counts of a tensor's values in equal bins from `low` to `high`."""
+
+    low: float
+    high: float
+    counts: np.ndarray
+
+    @property
+    def centres(self) -> np.ndarray:
+        width = (self.high - self.low) / len(self.counts)
+        centres: np.ndarray = self.low + width * (np.arange(len(self.counts)) + 0.5)
+        return centres
+
+
+def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram]:
+    """Histogram of every float activation of `model` over the calibration images.
+
+    Raises:
+        DataError: there are no images, or an activation is not finite.
+    """
+    if not len(images.labels):
+        raise DataError("there are no calibration images. Give the data more images, or a larger share for calibration.")
+    lows: dict[str, float] = {}
+    highs: dict[str, float] = {}
+    run = _all_activations(model)
+    for values in _over(run, images, spec):
+        for name, value in values.items():
+            lows[name] = min(lows.get(name, 0.0), float(value.min()))
+            highs[name] = max(highs.get(name, 0.0), float(value.max()))
+    for name in lows:
+        if not np.isfinite([lows[name], highs[name]]).all():
+            raise DataError(f"activation {name!r} is not finite on a calibration image. Check the model's weights and the input's mean and std.")
+    counts = {name: np.zeros(BINS, np.int64) for name in lows}
+    for values in _over(run, images, spec):
+        for name, value in values.items():
+            width = highs[name] - lows[name]
+            if width > 0:
+                bins = ((value.ravel() - np.float32(lows[name])) * np.float32(BINS / width)).astype(np.int32)
+                counts[name] += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+    return {name: Histogram(lows[name], highs[name], counts[name]) for name in lows}
+
+
+def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
+    """Keep them as one .npz: names, ends, counts."""
+    values = list(histograms.values())
+    np.savez_compressed(
+        path, names=np.array(list(histograms)), ends=np.array([(h.low, h.high) for h in values]), counts=np.array([h.counts for h in values])
+    )
+
+
+def read_histograms(path: Path) -> dict[str, Histogram]:
+    with np.load(path, allow_pickle=False) as data:
+        rows = zip(data["names"], data["ends"], data["counts"], strict=True)
+        return {str(name): Histogram(float(low), float(high), counts) for name, (low, high), counts in rows}
+
+
+def ranges(histograms: Mapping[str, Histogram], method: str, *, symmetric: bool) -> dict[str, Range]:
+    """The range of each tensor by `method`; with `symmetric`, -x to x."""
+    choose = METHODS[method]
+    return {name: choose(h, symmetric) for name, h in histograms.items()}
+
+
+def minmax(h: Histogram, symmetric: bool) -> Range:
+    return _symmetric((h.low, h.high)) if symmetric else (h.low, h.high)
+
+
+def percentile(h: Histogram, symmetric: bool) -> Range:
+    total = h.counts.sum()
+    if not total:
+        return minmax(h, symmetric)
+    share = np.cumsum(h.counts) / total
+    width = (h.high - h.low) / len(h.counts)
+    low = h.low + width * int(np.searchsorted(share, PERCENTILE))
+    high = h.low + width * (int(np.searchsorted(share, 1 - PERCENTILE)) + 1)
+    cut = (min(low, 0.0), max(high, 0.0))
+    return _symmetric(cut) if symmetric else cut
+
+
+def mse(h: Histogram, symmetric: bool) -> Range:
+    if not h.counts.sum():
+        return minmax(h, symmetric)
+    centres, weights = h.centres, h.counts.astype(np.float64)
+    whole = minmax(h, symmetric)
+    best, least = whole, np.inf
+    for share in np.linspace(1.0, 0.2, 81):
+        low, high = whole[0] * share, whole[1] * share
+        scale = (high - low) / 255
+        error = centres - np.clip(np.round(centres / scale) * scale, low, high)
+        loss = float((weights * error * error).sum())
+        if loss < least:
+            best, least = (low, high), loss
+    return best
+
+
+METHODS: dict[str, Callable[[Histogram, bool], Range]] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+
+
+def _symmetric(r: Range) -> Range:
+    most = max(-r[0], r[1])
+    return -most, most
+
+
+def _all_activations(model: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """A function from a batch to every float activation by name, the input among them."""
+    import onnx
+    import onnxruntime as ort
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(model)))
+    given = graph.graph.input[0].name
+    names = _float_activations(graph)
+    kept = {output.name for output in graph.graph.output}
+    graph.graph.output.extend(onnx.helper.make_tensor_value_info(n, onnx.TensorProto.FLOAT, None) for n in names if n not in kept)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    # Fused nodes would hide the tensors between them.
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    outputs = [o.name for o in session.get_outputs()]
+
+    def run(x: np.ndarray) -> dict[str, np.ndarray]:
+        return {given: x, **dict(zip(outputs, session.run(outputs, {given: x}), strict=True))}
+
+    return run
+
+
+def _float_activations(graph: onnx.ModelProto) -> list[str]:
+    import onnx
+
+    types = {v.name: v.type.tensor_type.elem_type for v in [*graph.graph.value_info, *graph.graph.output]}
+    return [name for node in graph.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
+
+
+def _over(run: Callable[[np.ndarray], dict[str, np.ndarray]], images: Packed, spec: InputSpec) -> Iterator[dict[str, np.ndarray]]:
+    for i in range(len(images.labels)):
+        yield run(normalise(images.images[i : i + 1], spec))

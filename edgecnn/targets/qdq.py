@@ -1,0 +1,67 @@
+"""Writes a QDQ graph: QuantizeLinear and DequantizeLinear around what shall run in int8, by onnxruntime's quantizer from given ranges.
+
+Ranges come from `calibration`, so that every runtime's form, whatever its signedness and symmetry, is made on one path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from edgecnn.screen import hushed
+from edgecnn.targets.calibration import Range
+from edgecnn.targets.onnx import strip
+
+
+def write_qdq(
+    model: Path,
+    path: Path,
+    ranges: Mapping[str, Range],
+    *,
+    activations: Literal["uint8", "int8"],
+    symmetric: bool,
+    reduce_range: bool,
+    quantize_bias: bool,
+    only: Sequence[str],
+    exclude: Sequence[str] = (),
+) -> None:
+    """Write `model` with Q/DQ nodes to `path`; the same arguments give the same bytes.
+
+    Args:
+        model: simplified fp32 ONNX.
+        path: of the file to write.
+        ranges: of every float activation.
+        activations: integer type of the activations; weights are always int8, per channel, symmetric.
+        symmetric: activations have zero point 0.
+        reduce_range: weights use 7 bits.
+        quantize_bias: write biases as int32; TensorRT wants them in float.
+        only: operator types to quantize.
+        exclude: names of nodes to keep in float.
+    """
+    import onnx
+    from onnxruntime.quantization import CalibrationMethod, QuantType
+    from onnxruntime.quantization.calibrate import TensorsData
+    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
+    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
+
+    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
+    with hushed():
+        quantizer = QDQQuantizer(
+            load_model_with_shape_infer(model),
+            True,  # per channel
+            reduce_range,
+            QuantType.QInt8,
+            QuantType.QUInt8 if activations == "uint8" else QuantType.QInt8,
+            TensorsData(CalibrationMethod.MinMax, data),
+            [],
+            list(exclude),
+            list(only),
+            {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": quantize_bias, "DedicatedQDQPair": False},
+        )
+        quantizer.quantize_model()
+    graph = strip(quantizer.model.model)
+    onnx.checker.check_model(graph)
+    path.write_bytes(graph.SerializeToString(deterministic=True))

@@ -1,0 +1,86 @@
+"""TensorRT: one ONNX graph that says its own precision, fp32, fp16 or int8, built on the board that runs it.
+
+int8 is explicit QDQ in TensorRT's form: symmetric int8 activations per tensor, symmetric int8 weights per channel, biases in float. TensorRT 11
+knows only strongly typed networks, so precision must be in the graph; the same graph builds with TensorRT 10 and with tensorrt_rtx.
+
+Engines are never shipped. Where tensorrt or tensorrt_rtx is installed, the graph is parsed and built here for real; tensorrt_rtx needs no GPU for
+that. Without a GPU nothing is run: accuracy is then that of the same graph in onnxruntime, and there is no latency.
+Source: NVIDIA TensorRT documentation, "Working with Quantized Types".
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from edgecnn.device.cuda import Gpu
+from edgecnn.device.spec import Artifact
+from edgecnn.device.tensorrt import LIBRARIES, build_engine, load_tensorrt
+from edgecnn.errors import DeviceError
+from edgecnn.targets.base import Candidate, Source, Target
+from edgecnn.targets.calibration import ranges
+from edgecnn.targets.qdq import write_qdq
+
+# What TensorRT fuses with int8 convolutions; anything else between Q and DQ costs a conversion and gains nothing.
+QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "MaxPool"]
+
+
+class Tensorrt(Target):
+    """An ONNX graph for TensorRT: Jetsons, and other machines with an NVIDIA GPU."""
+
+    building: ClassVar[set[str]] = {"compute_capability"}
+
+    runtime: Literal["tensorrt"]
+    compute_capability: str = Field("86", pattern=r"^\d{2,3}$", description="GPU to build for as a check where there is none; tensorrt_rtx has 75, 80, 86, 89, 120, 121.")
+
+    def candidates(self) -> Sequence[Candidate]:
+        every = [
+            Candidate("fp32", "fp32", {}),
+            Candidate("fp16", "fp16", {}),
+            Candidate("int8-percentile", "int8", {"calibration": "percentile"}),
+            Candidate("int8-mse", "int8", {"calibration": "mse"}),
+        ]
+        return [c for c in every if self.precision in ("auto", c.precision)]
+
+    def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
+        with tempfile.TemporaryDirectory() as work:
+            model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
+            if candidate.precision == "int8":
+                model = Path(work) / "model.onnx"
+                chosen = ranges(source.histograms(), candidate.how["calibration"], symmetric=True)
+                write_qdq(source.onnx, model, chosen, activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED)
+            note = self._built_here(model)
+            return source.artifact(self, candidate, folder, {"model.onnx": model}, notes=[note])
+
+    def missing(self) -> str | None:
+        return None if find_spec("onnxruntime") else "onnxruntime is not installed here. Install it: pip install 'edgecnn[onnxruntime]'"
+
+    def measured_as(self) -> str | None:
+        return None if gpu_here() else "onnxruntime"
+
+    def _built_here(self, model: Path) -> str:
+        """Build the engine, throw it away, and say so; a refusal by TensorRT is an error."""
+        if not any(find_spec(library) for library in LIBRARIES):
+            return "not built here: neither tensorrt nor tensorrt_rtx is installed"
+        tensorrt = load_tensorrt()
+        if gpu_here():
+            engine, where = build_engine(tensorrt, model), "this machine's GPU"
+        elif tensorrt.package == "tensorrt_rtx":
+            engine, where = build_engine(tensorrt, model, compute_capability=self.compute_capability), f"compute capability {self.compute_capability}"
+        else:
+            return f"not built here: {tensorrt.name} needs a GPU to build"
+        return f"built by {tensorrt.name} for {where}: {len(engine) / 1e6:.2f} MB engine"
+
+
+def gpu_here() -> bool:
+    """Whether an NVIDIA driver with a GPU answers on this machine."""
+    try:
+        Gpu()
+    except DeviceError:
+        return False
+    return True
