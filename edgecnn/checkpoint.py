@@ -11,6 +11,7 @@ import argparse
 import json
 import pickle
 import re
+import warnings
 import zipfile
 from collections import OrderedDict
 from collections.abc import Collection, Mapping
@@ -154,7 +155,10 @@ def _zip_kind(path: Path) -> str:
     if "data.pkl" not in inside:
         raise _refused(path, "a zip archive without torch weights", f"Unpack it and give the file inside. {_SAVE}")
     # torch stores its records uncompressed; a compressed one is how a small file unpacks into all the memory there is.
-    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries) or sum(entry.file_size for entry in entries) > path.stat().st_size:
+    if (
+        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
+        or sum(entry.file_size for entry in entries) > path.stat().st_size
+    ):
         raise _refused(path, "a torch archive that declares more than the file holds", _SAVE)
     return "torch"
 
@@ -194,7 +198,8 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
 
     try:
         # Namespace is where training programs keep their settings; it holds values and does nothing.
-        with torch.serialization.safe_globals([argparse.Namespace]):
+        with warnings.catch_warnings(), torch.serialization.safe_globals([argparse.Namespace]):
+            warnings.simplefilter("ignore")  # it warns of a foreign pickle before it refuses it
             content = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as fault:
         raise _code(path, str(fault)) from None
@@ -212,7 +217,9 @@ def _code(path: Path, reason: str) -> ModelError:
         return ModelError(
             f"checkpoint {path}: the pickle holds code ({wanted[1]}), not only weights; it was refused and nothing in it was run. {_SAVE}."
         )
-    return ModelError(f"checkpoint {path}: not a readable file of weights ({' '.join(reason.split())[:120]}); nothing in it was run. {_SAVE}.")
+    return ModelError(
+        f"checkpoint {path}: not a readable file of weights ({' '.join(reason.split())[:120]}); nothing in it was run. {_SAVE}."
+    )
 
 
 def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
@@ -251,10 +258,12 @@ def _check_values(path: Path, weights: Mapping[str, Tensor]) -> None:
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_nested or tensor.device.type != "cpu" or tensor.is_complex():
             raise ModelError(f"checkpoint {path}: {name} is not a plain float tensor. Export the float weights. {_SAVE}.")
         if tensor.numel() * tensor.element_size() > size:  # a view with stride 0 can declare any size
-            raise ModelError(f"checkpoint {path}: {name} declares {_size(tensor)} values, more than the file of {size} bytes holds. {_SAVE}.")
+            raise ModelError(
+                f"checkpoint {path}: {name} declares {_size(tensor)} values, more than the file of {size} bytes holds. {_SAVE}."
+            )
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor.float()).all()):
             bad = int((~torch.isfinite(tensor.float())).sum())
             raise ModelError(
-                f"checkpoint {path}: {name} holds {bad} NaN or infinite of {tensor.numel()} values: its training diverged or the file is damaged. "
+                f"checkpoint {path}: {name} holds {bad} NaN or infinite of {tensor.numel()} values: training diverged or it is damaged. "
                 "Take an earlier checkpoint."
             )

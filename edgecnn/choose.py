@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from edgecnn.device.spec import Artifact, Result
+from edgecnn.device.stats import compare
 from edgecnn.measure import pooled
 from edgecnn.targets.base import Candidate, Promise
 
 PASS, FAIL, UNPROVEN = "pass", "fail", "unproven"
-# A smaller difference between medians is not worth a worse model, nor beyond the noise of a few processes.
+# A smaller difference between medians is not worth a worse model, even where it can be told.
 CLOSE = 0.03
 
 
@@ -132,8 +133,15 @@ def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_
 def _fastest(keeping: Sequence[Tried]) -> Tried:
     if any(t.p50_s is None for t in keeping):
         return max(keeping, key=lambda t: (t.agreement, t.top1))
-    least = min(t.p50_s or 0.0 for t in keeping)
-    return max((t for t in keeping if (t.p50_s or 0.0) <= least * (1 + CLOSE)), key=lambda t: (t.agreement, t.top1))
+    fastest = min(keeping, key=lambda t: t.p50_s or 0.0)
+    return max((t for t in keeping if _as_fast(t, fastest)), key=lambda t: (t.agreement, t.top1))
+
+
+def _as_fast(t: Tried, fastest: Tried) -> bool:
+    """Whether the difference is within the noise, or too small to matter."""
+    told = compare([r.samples_s for r in fastest.results], [r.samples_s for r in t.results])
+    close = (t.p50_s or 0.0) <= (fastest.p50_s or 0.0) * (1 + CLOSE)
+    return close or (told.ratio is not None and told.verdict != "slower")
 
 
 def _won(best: Tried, of: int) -> str:
@@ -145,9 +153,9 @@ def _won(best: Tried, of: int) -> str:
 def _lost(t: Tried, best: Tried) -> str:
     if t.p50_s is None or best.p50_s is None:
         return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
-    if t.p50_s > best.p50_s * (1 + CLOSE):
+    if not _as_fast(t, best):
         return f"slower than {best.candidate.name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
-    return f"about as fast as {best.candidate.name}, and agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+    return f"not measurably faster than {best.candidate.name}, and agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
 
 
 def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -17,12 +17,11 @@ from edgecnn.choose import Tried
 from edgecnn.device.bundle import SUMS, verify_bundle, write_bundle
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.files import sha256_file
-from edgecnn.device.machine import identity
 from edgecnn.device.spec import Artifact, Result, read_manifest
-from edgecnn.device.stats import summarise
+from edgecnn.device.stats import estimate
 from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError
 from edgecnn.floats import Float, Run, images
-from edgecnn.measure import evaluate, latencies, pooled
+from edgecnn.measure import evaluate, latencies, machine, pooled
 from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
 from edgecnn.targets import AnyTarget
@@ -167,7 +166,7 @@ def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> t
         return evaluate(artifact.folder, folder, work / "logits.npy", threads=target.threads, runtime=stand_in)
 
     inputs = {"file": artifact.manifest.digests, "options": artifact.manifest.options, "images": packed.sha256, "runtime": stand_in or target.runtime}
-    entry = run.store.once("accuracy", {**inputs, "machine": identity()}, make)
+    entry = run.store.once("accuracy", {**inputs, "machine": machine()}, make)
     return np.load(entry.folder / "logits.npy"), entry.facts
 
 
@@ -186,7 +185,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
         (work / "results.json").write_text(json.dumps({name: [asdict(r) for r in each] for name, each in results.items()}))
 
     files = {name: [artifact.manifest.digests, artifact.manifest.options] for name, artifact in able.items()}
-    entry = run.store.once("latency", {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": identity(), "runtime": target.runtime}, make)
+    entry = run.store.once("latency", {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": machine(), "runtime": target.runtime}, make)
     results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
     return [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
 
@@ -195,10 +194,16 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
     """Statistics over all processes, with every sample."""
     if not results:
         return None
-    samples = pooled(results)
+    processes = [r.samples_s for r in results]
+    p50, p90, p99 = (estimate(processes, q) for q in (0.5, 0.9, 0.99))
     return {
-        **summarise(samples),
-        "samples": samples.tolist(),
+        "p50": p50.value,
+        "p50_interval": [p50.low, p50.high],
+        "p90": p90.value,
+        "p90_interval": [p90.low, p90.high],
+        "p99": p99.value,
+        "n": p50.n,
+        "samples": pooled(results).tolist(),
         "processes": len(results),
         "threads": results[0].threads,
         "load_s": float(np.median([r.load_s for r in results])),
@@ -212,7 +217,7 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
 
 def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:
     threads = f"{target.threads} thread" + ("s" if target.threads > 1 else "")
-    here = f"this machine ({identity()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
+    here = f"this machine ({machine()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
     if measured_here:
         return {"latency": here, "accuracy": here}
     return {"latency": "not measured: this machine has no NVIDIA GPU", "accuracy": f"the same graph in {told['runtime']} {told['provider']} on this machine, not in TensorRT"}

@@ -15,7 +15,7 @@ from edgecnn.data import Data, ImageSet, pack
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
-from edgecnn.models import count_macs, count_parameters, load_model, model_inputs, rebuild_model
+from edgecnn.models import build, count_macs, count_parameters, load_model, model_digest
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
@@ -86,7 +86,7 @@ def baseline(recipe: Recipe, models: list[Float]) -> Float:
 def first_inputs(run: Run) -> dict[str, Any]:
     """Everything that decides the model before the first stage."""
     names = {str(index): name for index, name in run.data.names.items()}
-    return {**model_inputs(run.recipe.model), "outputs": run.data.outputs, "names": names, "seed": run.recipe.seed}
+    return {**model_digest(run.recipe.model), "outputs": run.data.outputs, "names": names, "seed": run.recipe.seed}
 
 
 def first_model(run: Run) -> TorchModel:
@@ -126,7 +126,11 @@ def _measured(run: Run, entry: Entry) -> Float:
 
     @functools.cache
     def load() -> TorchModel:
-        return rebuild_model(run.recipe.model, entry.facts["origin"], labels, spec, entry.folder / "weights.safetensors")
+        from safetensors.torch import load_file
+
+        module = build(entry.facts["origin"])
+        module.load_state_dict(load_file(entry.folder / "weights.safetensors"))
+        return TorchModel(module.eval(), spec, labels, entry.facts["origin"])
 
     sets = {name: images(run, name, spec)[0] for name in ("choice", "evaluation")}
 

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 import edgecnn
+from edgecnn.device.machine import cores_online, cpu_model, instruction_sets
 from edgecnn.device.spec import Result
 from edgecnn.errors import DeviceError
 
@@ -58,6 +59,11 @@ def latencies(bundles: Mapping[str, Path], *, threads: int, processes: int, seco
 def pooled(results: Sequence[Result]) -> np.ndarray:
     """Steady-state seconds of all processes together."""
     return np.concatenate([np.asarray(r.samples_s) for r in results])
+
+
+def machine() -> dict[str, Any]:
+    """What a measurement belongs to: another machine measures again."""
+    return {"cpu": cpu_model(), "instruction_sets": instruction_sets(), "cores": cores_online()}
 
 
 def device(*words: object) -> dict[str, Any]:

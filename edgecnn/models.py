@@ -79,14 +79,15 @@ class _Model(Config):
 
     checkpoint: str | None = Field(None, description="File of weights: .safetensors, or a .pt or .pth state dict.")
     head: Head = Field(
-        "auto", description="The last layer: `keep` the weights' own, `resize` to the data's classes (then it must be trained), `auto` as needed."
+        "auto",
+        description="The last layer: `keep` the weights' own, `resize` to the data's classes (then it must be trained), `auto` as needed.",
     )
     in_chans: Literal[1, 3] = Field(3, description="3 for colour, 1 for grey.")
     input: InputConfig | None = Field(None, description="Changes the model's own preprocessing.")
 
     @model_validator(mode="after")
     def _parts_agree(self) -> _Model:
-        for key, values in (("mean", self.input and self.input.mean), ("std", self.input and self.input.std)):
+        for key, values in (("mean", self.input.mean), ("std", self.input.std)) if self.input else ():
             if values is not None and len(values) != self.in_chans:
                 raise ValueError(f"input.{key} has {len(values)} numbers, in_chans is {self.in_chans}: give one a channel")
         if self.checkpoint is not None and getattr(self, "pretrained", False):
@@ -137,7 +138,8 @@ class TorchvisionModel(_Zoo):
 
     source: Literal["torchvision"]
     weights: str | None = Field(
-        None, description="Which published weights, such as IMAGENET1K_V1: decides the preprocessing, and the download. Default: torchvision's own choice."
+        None,
+        description="Which published weights, such as IMAGENET1K_V1: decides preprocessing and download. Default: torchvision's.",
     )
 
     @property
@@ -203,6 +205,7 @@ class Architecture:
         outputs: of the published weights, or None where nothing is published.
         input: preprocessing, the recipe's changes included.
         published: downloads the published weights, or None where there are none.
+        tag: which published weights these are, by the zoo's own name for them.
         renamed: the present name of a tensor of an old file, or None for one that is not used.
     """
 
@@ -210,6 +213,7 @@ class Architecture:
     outputs: int | None
     input: InputSpec
     published: Callable[[], Mapping[str, Tensor]] | None = None
+    tag: str = ""
     renamed: Callable[[str], str | None] | None = None
 
 
@@ -233,9 +237,11 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
         origin["weights"] = {"checkpoint": path.name, "sha256": sha256_file(path)}
     elif isinstance(config, TimmModel | TorchvisionModel) and config.pretrained:
         if arch.published is None:
-            raise ModelError(f"model: {config.title} has no published weights. Set pretrained: false, or give checkpoint: with a file of weights.")
+            raise ModelError(
+                f"model: {config.title} has no published weights. Set pretrained: false, or give checkpoint: with a file of weights."
+            )
         weights = arch.published()
-        origin["weights"] = {"published": config.name}
+        origin["weights"] = {"published": arch.tag}
     if weights is not None and arch.renamed is not None:
         weights = _renamed(weights, arch.renamed)
 
@@ -243,7 +249,13 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
     own = _outputs_of(weights, head) if weights is not None else arch.outputs
     count, fresh = _head(config, own, outputs, trains)
     origin["num_classes"] = count
-    module = build(origin)
+    try:
+        module = build(origin)
+    except (RuntimeError, ValueError, AssertionError, TypeError) as fault:  # such as a transformer whose patches do not divide the size
+        shape = " x ".join(map(str, arch.input.shape))
+        raise ModelError(
+            f"model: {config.title} cannot be built for an input of {shape} ({_line(fault)}). Change model.input.size."
+        ) from None
     if weights is not None:
         if config.in_chans == 1:
             weights = _grey(weights, module)
@@ -252,7 +264,7 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
             fit_weights(module, weights, skip, config.title)
         except ModelError as fault:
             raise ModelError(f"model.checkpoint: {fault}{_fitting(config, weights)}") from None
-    origin["head"] = "new" if fresh or weights is None else "kept"
+    origin["head"] = "new" if weights is None or (fresh and head) else "kept"
     count = _check_forward(module, arch.input, config.title)
     if outputs is not None and count != outputs:
         raise ModelError(
@@ -260,7 +272,9 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
             "Set head: resize and a stage that trains, or give data.class_index, which says which output each folder is."
         )
     if names and max(names) >= count:
-        raise ModelError(f"model: {config.title} has {count} outputs, the data names output {max(names)} ({names[max(names)]!r}). Mend data.class_index.")
+        raise ModelError(
+            f"model: {config.title} has {count} outputs, the data names output {max(names)} ({names[max(names)]!r}). Mend data.class_index."
+        )
     return TorchModel(module.eval(), arch.input, tuple(names.get(i, f"class {i}") for i in range(count)), origin)
 
 
@@ -279,7 +293,9 @@ def build(origin: Mapping[str, Any]) -> nn.Module:
         from edgecnn.simple_cnn import SimpleCNN
 
         if not classes:
-            raise ModelError(f"model: edgecnn {name} needs a number of outputs, and data.class_index leaves that to the model. Leave class_index out.")
+            raise ModelError(
+                f"model: edgecnn {name} needs a number of outputs, and data.class_index leaves that to the model. Leave class_index out."
+            )
         module = SimpleCNN(**classes, in_chans=chans, **origin["options"])
     elif source == "timm":
         import timm
@@ -349,13 +365,15 @@ def _head(config: ModelConfig, own: int | None, outputs: int | None, trains: boo
         return (own if config.head == "keep" or outputs is None else outputs), False
     if config.head == "keep" or (config.head == "auto" and (outputs is None or outputs == own)):
         return own, False
-    if own is None and config.head == "auto":  # no head of this name in the file: let the comparison of names speak
-        return outputs, False
+    if own is None and outputs is not None:  # headless weights, or another architecture's, which the comparison of names will say
+        return outputs, trains
     if outputs is None:
-        raise ModelError("model.head: resize needs a number of classes, and data.class_index leaves that to the model. Leave one of them out.")
+        raise ModelError(
+            "model.head: resize needs a number of classes, and data.class_index leaves that to the model. Leave one of them out."
+        )
     if not trains:
         raise ModelError(
-            f"model: the weights of {config.title} have {own} outputs and the data has {outputs} classes; a new head knows nothing until it is trained. "
+            f"model: the weights of {config.title} have {own} outputs and the data has {outputs} classes; a new head must be trained. "
             "Add a stage that trains, or give data.class_index, which says which output each folder is."
         )
     return outputs, True
@@ -388,7 +406,8 @@ def _make_grey(module: nn.Module) -> None:
 
     for name, layer in module.named_modules():
         if isinstance(layer, nn.Conv2d) and layer.in_channels == 3 and layer.groups == 1:
-            grey = nn.Conv2d(1, layer.out_channels, layer.kernel_size, layer.stride, layer.padding, layer.dilation, bias=layer.bias is not None)  # type: ignore[arg-type]
+            same: Any = {key: getattr(layer, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation")}
+            grey = nn.Conv2d(1, bias=layer.bias is not None, **same)
             parent, _, last = name.rpartition(".")
             setattr(module.get_submodule(parent), last, grey)
             return
@@ -408,28 +427,32 @@ def _grey(weights: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tens
 # ---- preprocessing ----
 
 
-def _input(config: _Model, height: int, width: int, resize: int, fit: Fit | None, interpolation: str, mean: list[float], std: list[float]) -> InputSpec:
+def _input(
+    config: _Model, height: int, width: int, resize: int, fit: Fit | None, interpolation: str, mean: list[float], std: list[float]
+) -> InputSpec:
     """The published preprocessing with the recipe's changes.
 
     Args:
         fit: None where the published one is none of ours, so that the recipe must choose.
     """
-    wish = config.input or InputConfig()
+    wish = config.input or InputConfig.model_validate({})
     if wish.pixels is not None and wish.pixels != (height, width):
         height, width = wish.pixels
         resize = max(height, width)
     chosen = wish.fit or fit
     if chosen is None:
         raise ModelError(
-            f"model: {config.title} was evaluated with borders around the image or with a squashed image cut afterwards, which edgecnn does not do. "
+            f"model: {config.title} was evaluated with borders around the image or on a squashed and cut one; edgecnn does neither. "
             "Choose model.input.fit: crop or squash."
         )
     resize = wish.resize or resize
     if chosen == "crop" and resize < max(height, width):
-        raise ModelError(f"model.input.resize: {resize} is smaller than the input of {height} x {width} that is cut out of it. Set it to {max(height, width)} or more.")
+        raise ModelError(
+            f"model.input.resize: {resize} is smaller than the {height} x {width} cut out of it. Set {max(height, width)} or up."
+        )
     chosen_interpolation = wish.interpolation or interpolation
     if chosen_interpolation not in ("nearest", "bilinear", "bicubic", "lanczos"):
-        raise ModelError(f"model: {config.title} was published with {chosen_interpolation} interpolation. Choose model.input.interpolation: bilinear or bicubic.")
+        raise ModelError(f"model: {config.title} was published with {chosen_interpolation} interpolation. Set model.input.interpolation.")
     if config.in_chans == 1:
         mean, std = [sum(mean) / len(mean)], [sum(std) / len(std)]
     return InputSpec(
@@ -456,12 +479,12 @@ def _timm(config: TimmModel) -> Architecture:
     if tag and config.name not in (known := timm.list_pretrained(f"{base}.*")):
         near = ", ".join(difflib.get_close_matches(config.name, known, 5, 0)) or "none"
         raise ModelError(f"model.name: timm's {base} has no weights tagged {tag!r}; it has {near}.")
-    published = timm.get_pretrained_cfg(config.name)
+    published: Any = timm.get_pretrained_cfg(config.name)  # every architecture has one
     _, height, width = published.input_size
     pixels = config.input.pixels if config.input else None
-    options = {"img_size": list(pixels)} if pixels and pixels != (height, width) and published.fixed_input_size else {}
+    options: dict[str, Any] = {"img_size": list(pixels)} if pixels and pixels != (height, width) and published.fixed_input_size else {}
     whole = published.crop_pct == 1.0
-    fit: Fit | None = {"center": "crop", "squash": "squash" if whole else None}.get(published.crop_mode)  # type: ignore[assignment]
+    fit: Fit | None = {"center": "crop", "squash": "squash" if whole else None}.get(published.crop_mode)
     spec = _input(
         config,
         height,
@@ -475,12 +498,28 @@ def _timm(config: TimmModel) -> Architecture:
 
     def download() -> Mapping[str, Tensor]:
         with _downloading(config.title):
+            file = _in_hub_cache(published.hf_hub_id)
             # timm shapes the first layer and the position embedding to the input; the head is ours to choose
-            module = timm.create_model(config.name, pretrained=True, in_chans=config.in_chans, **options)
-        return module.state_dict()  # type: ignore[no-any-return]
+            module = timm.create_model(
+                config.name, pretrained=True, pretrained_cfg_overlay={"file": file} if file else None, in_chans=config.in_chans, **options
+            )
+        return module.state_dict()
 
     origin = {"source": "timm", "name": config.name, "in_chans": config.in_chans, "options": options}
-    return Architecture(origin, published.num_classes or None, spec, download if published.has_weights else None)
+    return Architecture(origin, published.num_classes or None, spec, download if published.has_weights else None, f"{base}.{published.tag}")
+
+
+def _in_hub_cache(repository: str | None) -> str | None:
+    """The weights' file, where an earlier run downloaded it; else make sure the hub answers, which otherwise fails a minute later."""
+    from huggingface_hub import constants, get_session, try_to_load_from_cache
+
+    if repository is None:
+        return None
+    file = try_to_load_from_cache(repository, "model.safetensors")
+    if isinstance(file, str):
+        return file
+    get_session().head(constants.ENDPOINT, timeout=10)
+    return None
 
 
 def _torchvision(config: TorchvisionModel) -> Architecture:
@@ -522,7 +561,7 @@ def _torchvision(config: TorchvisionModel) -> Architecture:
         return load_weights(file)
 
     origin = {"source": "torchvision", "name": config.name, "in_chans": config.in_chans, "options": options}
-    return Architecture(origin, len(weights.meta["categories"]), spec, download, _torchvision_name)
+    return Architecture(origin, len(weights.meta["categories"]), spec, download, weights.name, _torchvision_name)
 
 
 def _torchvision_name(name: str) -> str | None:
@@ -535,7 +574,9 @@ def _torchvision_name(name: str) -> str | None:
 def _edgecnn(config: EdgecnnModel) -> Architecture:
     spec = _input(config, 32, 32, 32, "crop", "bilinear", [0.5] * 3, [0.5] * 3)
     if min(spec.height, spec.width) < 4:
-        raise ModelError(f"model.input: {config.title} halves its input twice; {spec.height} x {spec.width} is too small. Give 4 pixels or more.")
+        raise ModelError(
+            f"model.input: {config.title} halves its input twice; {spec.height} x {spec.width} is too small. Give 4 pixels or more."
+        )
     origin = {
         "source": "edgecnn",
         "name": config.name,
@@ -561,7 +602,7 @@ def _call(entry: str, offered: dict[str, Any]) -> nn.Module:
         function = getattr(found, name, None)
         if not callable(function):
             near = difflib.get_close_matches(name, [key for key, value in vars(found).items() if callable(value)], 3)
-            raise ModelError(f"model.entry: {where} has no function {name!r}{'; nearest: ' + ', '.join(near) if near else ''}. Mend entry: module:function.")
+            raise ModelError(f"model.entry: {where} has no function {name!r}{'; nearest: ' + ', '.join(near) if near else ''}. Mend entry.")
         takes = inspect.signature(function).parameters
         free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
         module = function(**{key: value for key, value in offered.items() if free or key in takes})
@@ -589,10 +630,14 @@ def _users_code(entry: str) -> Iterator[None]:
     except EdgecnnError:
         raise
     except ModuleNotFoundError as fault:
-        raise ModelError(f"model.entry: {entry}: no module {fault.name!r} in {Path.cwd()} or installed. Run from the folder that holds it.") from None
+        raise ModelError(
+            f"model.entry: {entry}: no module {fault.name!r} in {Path.cwd()} or installed. Run from the folder that holds it."
+        ) from None
     except Exception as fault:
         last = traceback.extract_tb(fault.__traceback__)[-1]
-        raise ModelError(f"model.entry: {entry} failed at {last.filename}:{last.lineno} ({type(fault).__name__}: {_line(fault)}). Mend it there.") from None
+        raise ModelError(
+            f"model.entry: {entry} failed at {last.filename}:{last.lineno} ({type(fault).__name__}: {_line(fault)}). Mend it there."
+        ) from None
 
 
 @contextmanager
@@ -645,7 +690,7 @@ def _unknown(source: str, name: str) -> ModelError:
     message = f"model.name: {source} has no model {name!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
     for other in zoo:
         if other != source and (there := next((key for key in zoo[other] if key == name.partition(".")[0]), None)):
-            return ModelError(f"{message} {other.capitalize() if other == 'torchvision' else other} has {there}: set source: {other}.")
+            return ModelError(f"{message} There is {there} in {other}: set source: {other}.")
     return ModelError(f"{message} `edgecnn models PATTERN` searches both zoos.")
 
 
@@ -714,7 +759,7 @@ def _native(source: str, name: str) -> tuple[tuple[int, int, int], bool]:
     if source == "timm":
         import timm
 
-        config = timm.get_pretrained_cfg(name)
+        config: Any = timm.get_pretrained_cfg(name)
         return tuple(config.input_size), bool(config.has_weights)
     from torchvision.models import get_model_weights
 
@@ -744,4 +789,4 @@ def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
             module(torch.zeros(1, *shape, device=device))
     finally:
         module.train(training)
-    return counter.get_total_flops() // 2
+    return int(counter.get_total_flops()) // 2

@@ -42,7 +42,8 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
     """
     begun = time.monotonic()
     with open_store(out, recipe.name) as store:
-        run = Run(recipe, load_data(recipe.data, recipe.seed), store, replace(screen, log=out / "run.log"))
+        screen = replace(screen, log=out / "run.log")
+        run = Run(recipe, load_data(recipe.data, recipe.seed, screen), store, screen)
         preflight(run)
         models, stages = float_models(run)
         first = baseline(recipe, models)
@@ -75,7 +76,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
 def dry_run(recipe: Recipe, screen: Screen) -> None:
     """Show the plan and do the checks that come before any long work, in a folder that is thrown away."""
     with tempfile.TemporaryDirectory() as folder, open_store(Path(folder) / "run", recipe.name) as store:
-        data = load_data(recipe.data, recipe.seed)
+        data = load_data(recipe.data, recipe.seed, screen)
         counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in SPLITS)
         screen.say(f"plan: {' -> '.join(['load', *(stage.stage for stage in recipe.stages)])}, images: {counts}")
         for target in recipe.targets:

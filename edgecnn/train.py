@@ -19,7 +19,7 @@ import numpy as np
 from edgecnn.data import ImageSet, pack
 from edgecnn.device.files import fsync_folder
 from edgecnn.device.packed import Packed
-from edgecnn.device.preprocess import normalise, to_pixels
+from edgecnn.device.preprocess import normalise, to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError
 from edgecnn.screen import Bar
@@ -253,7 +253,7 @@ def augmenter(augment: Augment, spec: InputSpec) -> Any:
     if augment == "strong":
         steps.append(v2.TrivialAugmentWide())
     transform = v2.Compose(steps)
-    return lambda image: _pixels(transform(image.convert("RGB" if spec.channels == 3 else "L")), spec)
+    return lambda image: _pixels(transform(to_mode(image, spec.channels)), spec)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:

@@ -92,7 +92,8 @@ def write_packed(
     np.save(npy, little)
     write_atomically(folder / "labels.npy", npy.getvalue())  # and settles the folder, before the file that vouches for both
     about = {"schema": SCHEMA, "count": len(ids), "geometry": geometry, "sha256": digest.hexdigest(), "ids": list(ids)}
-    write_atomically(folder / "set.json", (json.dumps(about, indent=1) + "\n").encode("ascii"))  # ASCII: a file name need not be valid Unicode
+    text = json.dumps(about, indent=1) + "\n"  # ASCII: a file name need not be valid Unicode
+    write_atomically(folder / "set.json", text.encode("ascii"))
     return open_packed(folder)
 
 
@@ -109,7 +110,9 @@ def open_packed(folder: Path, check: bool = False) -> Packed:
     try:
         about = json.loads((folder / "set.json").read_text(encoding="ascii"))
         if about["schema"] > SCHEMA:
-            raise IntegrityError(f"{folder}: image set of format {about['schema']}, newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn.")
+            raise IntegrityError(
+                f"{folder}: image set of format {about['schema']}, newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn."
+            )
         geometry, ids, sha256 = dict(about["geometry"]), tuple(str(i) for i in about["ids"]), str(about["sha256"])
         expected = (about["count"], geometry["height"], geometry["width"], geometry["channels"])
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
@@ -135,4 +138,3 @@ def _digest(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str
         digest.update(np.ascontiguousarray(images[start : start + step]).tobytes())
     digest.update(labels.tobytes())
     return digest.hexdigest()
-

@@ -41,7 +41,7 @@ def _known_formats() -> tuple[str, ...]:
     from PIL import Image
 
     Image.init()
-    warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # MAX_PIXELS refuses, which is better
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # what it warns of is refused here, in one line, or does not matter
     return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
@@ -148,7 +148,9 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     else:
         width, height = int(spec.resize * image.width / image.height), spec.resize
     if width * height > MAX_PIXELS:
-        raise DataError(f"{image.width} x {image.height} pixels are too thin: with the shorter side at {spec.resize} they become {width} x {height}")
+        raise DataError(
+            f"{image.width} x {image.height} pixels are too thin: with the shorter side at {spec.resize} they become {width} x {height}"
+        )
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling[spec.interpolation.upper()])
 

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 BINS = 72
-_CHAR = 6.4  # width of an average character at the charts' 11.5 px
+SHAPES = ("M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0 -11 0z", "M-5 -5H5V5H-5z", "M0 -6.5L6.2 4.8H-6.2z", "M0 -7L7 0L0 7L-7 0z")
+_CHAR = 7.0  # width of an average character at the charts' 12.5 px
 
 
 @dataclass(frozen=True)
@@ -48,10 +49,12 @@ class Line:
 
 @dataclass(frozen=True)
 class Strip:
-    """The latency samples of one target, in seconds."""
+    """The latency samples of one target, and the percentiles that the result gives for them, in seconds."""
 
     name: str
     samples_s: Sequence[float]
+    p50_s: float
+    p90_s: float
     series: int
 
 
@@ -92,14 +95,6 @@ def latency_axis(values_s: Sequence[float], start: float, end: float) -> Axis:
     return Axis(0.0, high * 1.12, start, end)
 
 
-def quantile(values: Sequence[float], q: float) -> float:
-    """The q-quantile of sorted `values`, interpolated."""
-    place = q * (len(values) - 1)
-    below = math.floor(place)
-    above = min(below + 1, len(values) - 1)
-    return values[below] + (place - below) * (values[above] - values[below])
-
-
 def accuracy_against_latency(points: Sequence[Point], floors: Sequence[Line], ceilings: Sequence[Line], width: int) -> Markup:
     """Files by p90 latency and top-1. `floors` are promised accuracies, `ceilings` promised latencies."""
     height, left, right, top, bottom = 380, 52, 16, 26, 46
@@ -117,15 +112,16 @@ def accuracy_against_latency(points: Sequence[Point], floors: Sequence[Line], ce
             out.append(_text(left - 8, y(value) + 4, f"{value * 100:.4g} %", "end"))
     for value in x.ticks(width // 110):
         out.append(_grid(x(value), top, x(value), height - bottom))
-        out.append(_text(x(value), height - bottom + 18, milliseconds(value)))
-    out.append(_text((left + width - right) / 2, height - 8, "p90 latency of one image (ms)" + (", logarithmic" if x.log else ""), css="axis"))
+        out.append(_text(x(value), height - bottom + 18, f"{value * 1e3:.6g}"))
+    scale = ", logarithmic" if x.log else ""
+    out.append(_text((left + width - right) / 2, height - 8, f"p90 latency of one image (ms{scale})", css="axis"))
     out.append(_text(8, 14, "top-1", "start", css="axis"))
 
     taken: list[tuple[float, float, float, float]] = []
     for line in floors:
         out.append(_promise(left, y(line.at), width - right, y(line.at)))
-        out.append(_text(width - right - 2, y(line.at) + 14, line.label, "end", css="promised"))
-        taken.append((width - right - _CHAR * len(line.label), y(line.at) - 1, width - right, y(line.at) + 16))
+        out.append(_text(left + 4, y(line.at) + 15, line.label, "start", css="promised"))
+        taken.append((left, y(line.at) - 1, left + 4 + _CHAR * len(line.label), y(line.at) + 17))
     for nth, line in enumerate(ceilings):
         row = top + 12 + 15 * nth
         at_start = x(line.at) - _CHAR * len(line.label) < left
@@ -139,10 +135,11 @@ def accuracy_against_latency(points: Sequence[Point], floors: Sequence[Line], ce
     for p in drawn:
         px, py = x(p.latency_s), y(p.top1)
         if p.interval and p.shipped:
-            out.append(
-                Markup('<path class="s{} interval" d="M{:.1f} {:.1f}V{:.1f}"/>').format(p.series % 6, px, y(p.interval[0]), y(p.interval[1]))
-            )
+            bar = Markup('<path class="s{} interval" d="M{:.1f} {:.1f}V{:.1f}"/>')
+            out.append(bar.format(p.series % 6, px, y(p.interval[0]), y(p.interval[1])))
         out.append(mark(px, py, p.series, p.shipped, p.title))
+        if p.top1 < y.low:
+            out.append(Markup('<path class="s{} interval" d="M{:.1f} {:.1f}l4 5l4 -5"/>').format(p.series % 6, px - 4, py - 16))
     for p in reversed(drawn):
         label = _cut(p.label, 30) + (f" ↓ {p.top1 * 100:.1f} %" if p.top1 < y.low else "")
         place = _free_place(x(p.latency_s), y(p.top1), _CHAR * len(label), taken, (left, top - 8, width - 2, height - bottom - 2))
@@ -157,16 +154,19 @@ def latency_strips(strips: Sequence[Strip], ceilings: Sequence[Line], width: int
 
     Samples beyond twice a target's p99 are counted in words: an axis that reaches them would show nothing else.
     """
-    left, right, top, row, bottom = 12, 16, 26, 82, 46
+    left, right, top, bottom = 12, 16, 26, 46
+    one_line = width > 600
+    row = 82 if one_line else 98
     ordered = [sorted(s.samples_s) for s in strips]
-    ends = [min(o[-1], 2 * quantile(o, 0.99)) for o in ordered]
+    ends = [min(o[-1], 2 * o[int(0.99 * (len(o) - 1))]) for o in ordered]
     x = latency_axis([o[0] for o in ordered] + ends + [c.at for c in ceilings], left, width - right)
     base = top + row * len(strips)
     out = [_open(width, base + bottom, "Distribution of latency for each target. Percentiles are in the table below.")]
     for value in x.ticks(width // 110):
         out.append(_grid(x(value), top, x(value), base))
-        out.append(_text(x(value), base + 18, milliseconds(value)))
-    out.append(_text((left + width - right) / 2, base + bottom - 8, "latency of one image (ms)" + (", logarithmic" if x.log else ""), css="axis"))
+        out.append(_text(x(value), base + 18, f"{value * 1e3:.6g}"))
+    scale = ", logarithmic" if x.log else ""
+    out.append(_text((left + width - right) / 2, base + bottom - 8, f"latency of one image (ms{scale})", css="axis"))
     for line in ceilings:
         out.append(_promise(x(line.at), top - 6, x(line.at), base))
         at_start = x(line.at) - _CHAR * len(line.label) < left
@@ -174,22 +174,22 @@ def latency_strips(strips: Sequence[Strip], ceilings: Sequence[Line], width: int
     for nth, (strip, samples, end) in enumerate(zip(strips, ordered, ends, strict=True)):
         floor = top + row * (nth + 1) - 8
         beyond = sum(s > end for s in samples)
-        p50, p90 = quantile(samples, 0.5), quantile(samples, 0.9)
-        out.append(_ridge(samples, x, floor, row - 38, strip.series))
-        for value in (p50, p90):
-            out.append(Markup('<path class="s{} tick" d="M{:.1f} {:.1f}V{:.1f}"/>').format(strip.series % 6, x(value), floor + 4, floor - row + 40))
-        text = f"p50 {milliseconds(p50)} · p90 {milliseconds(p90)} ms · n {len(samples)}"
+        out.append(_ridge(samples, x, floor, 44, strip.series))
+        tick = Markup('<path class="s{} tick" d="M{:.1f} {:.1f}V{:.1f}"/>')
+        out += [tick.format(strip.series % 6, x(value), floor + 4, floor - 42) for value in (strip.p50_s, strip.p90_s)]
+        text = f"p50 {milliseconds(strip.p50_s)} · p90 {milliseconds(strip.p90_s)} ms" + (f" · n {len(samples)}" if one_line else "")
         if beyond:
             text += f" · {beyond} slower, up to {milliseconds(samples[-1])} ms"
         name = _cut(strip.name, 24)
         out.append(_text(left + 4, floor - row + 24, name, "start", css="shipped"))
-        out.append(_text(left + 12 + (_CHAR + 0.9) * len(name), floor - row + 24, text, "start", css="lost"))
+        beside = (left + 12 + (_CHAR + 0.9) * len(name), floor - row + 24)
+        out.append(_text(*(beside if one_line else (left + 4, floor - row + 40)), text, "start", css="lost"))
     return Markup("").join([*out, Markup("</svg>")])
 
 
 def mark(px: float, py: float, series: int, filled: bool, title: str) -> Markup:
     """The sign of a series: colour and shape, so that it does not rest on colour alone."""
-    shape = ("M-5.5 0a5.5 5.5 0 1 0 11 0a5.5 5.5 0 1 0 -11 0z", "M-5 -5H5V5H-5z", "M0 -6.5L6.2 4.8H-6.2z", "M0 -7L7 0L0 7L-7 0z")[series % 4]
+    shape = SHAPES[series % len(SHAPES)]
     return Markup('<path class="s{} {}" transform="translate({:.1f} {:.1f})" d="{}"><title>{}</title></path>').format(
         series % 6, "full" if filled else "hollow", px, py, Markup(shape), title
     )
@@ -203,13 +203,10 @@ def key(series: int, filled: bool = True) -> Markup:
 
 
 def milliseconds(seconds: float) -> str:
-    """Three significant digits, in ms, without exponents."""
+    """At least three significant digits, in ms, without exponents."""
     ms = seconds * 1e3
-    if ms == 0:
-        return "0"
-    digits = max(0, 2 - math.floor(math.log10(abs(ms))))
-    text = f"{ms:,.{min(digits, 6)}f}"
-    return text.rstrip("0").rstrip(".") if "." in text else text
+    digits = 2 - math.floor(math.log10(abs(ms))) if ms else 0
+    return f"{ms:,.{min(max(digits, 0), 6)}f}"
 
 
 def _ridge(samples: Sequence[float], x: Axis, floor: float, height: float, series: int) -> Markup:

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from edgecnn.device.files import write_atomically
 from edgecnn.errors import IntegrityError, UsageError
 from edgecnn.report import charts
 
@@ -31,13 +31,7 @@ def write_report(result_json: Path, html: Path) -> None:
         UsageError: there is no result, or it is of a newer format.
         IntegrityError: the file is not a result.
     """
-    text = render(read_result(result_json))
-    part = html.with_name(html.name + ".part")
-    with part.open("w", encoding="utf-8", newline="\n") as out:
-        out.write(text)
-        out.flush()
-        os.fsync(out.fileno())
-    part.replace(html)
+    write_atomically(html, render(read_result(result_json)).encode())
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -72,6 +66,7 @@ def render(result: dict[str, Any]) -> str:
         "percent": _shown(lambda v: f"{v * 100:.1f} %"),
         "percent2": _shown(lambda v: f"{v * 100:.2f} %"),
         "points": _shown(_points),
+        "drop": _shown(lambda v: _points(v).replace("+", "")),
         "ms": _shown(charts.milliseconds),
         "seconds": _shown(_seconds),
         "megabytes": _shown(_megabytes),
@@ -84,7 +79,7 @@ def render(result: dict[str, Any]) -> str:
     targets = result.get("targets", [])
     points, unplaced = _points_of(result), [t for t in targets if not _latency(t)]
     floors, ceilings = _floors(result), _ceilings(targets)
-    strips = [charts.Strip(str(t.get("name")), s, i) for i, t in enumerate(targets) if (s := _samples(t))]
+    strips = [strip for i, t in enumerate(targets) if (strip := _strip(t, i))]
     return page.get_template("page.html.j2").render(
         run=result,
         scatter=[charts.accuracy_against_latency(points, floors, ceilings, w) for w in (WIDE, NARROW)] if points else [],
@@ -107,8 +102,8 @@ def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         losses = [had - top1 if _is_number(top1) and _is_number(had) else None for top1 in found]
         rows.append(
             {
-                "label": base.get("label"),
-                "n": base.get("n"),
+                "label": base.get("label", "unnamed"),
+                "n": base.get("n", "?"),
                 "top1": had,
                 "cells": [{"top1": top1, "loss": loss} for top1, loss in zip(found, losses, strict=True)],
                 "worst": max((loss for loss in losses if loss is not None), default=-1.0),
@@ -124,15 +119,15 @@ def doubts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
     for target in result.get("targets", []):
         latency = target.get("latency_s", {})
         if latency.get("void"):
-            found.append((target.get("name"), f"the latency must not be used: {latency['void']}"))
-        found += [(target.get("name"), d) for d in latency.get("doubts", [])]
+            found.append((target.get("name", "unnamed"), f"the latency must not be used: {latency['void']}"))
+        found += [(target.get("name", "unnamed"), d) for d in latency.get("doubts", [])]
     return found
 
 
 def promised(promise: Mapping[str, Any] | None) -> list[str]:
     """A promise as short phrases."""
     say = {
-        "accuracy_drop": lambda v: f"top-1 drop at most {v * 100:.3g} points",
+        "accuracy_drop": lambda v: f"top-1 drop at most {v * 100:.3g} point{'' if v == 0.01 else 's'}",
         "min_accuracy": lambda v: f"top-1 at least {v * 100:.4g} %",
         "p90_latency_ms": lambda v: f"p90 latency at most {v:g} ms",
         "size_mb": lambda v: f"size at most {v:g} MB",
@@ -144,7 +139,7 @@ def _points_of(result: Mapping[str, Any]) -> list[charts.Point]:
     """The shipped file of each target, and the candidates that lost to it, where both figures were measured."""
     points = []
     for series, target in enumerate(result.get("targets", [])):
-        name = str(target.get("name"))
+        name = str(target.get("name", "unnamed"))
         if _is_number(target.get("top1")) and (p90 := _latency(target)):
             top1 = target["top1"]
             drop, ends = target.get("top1_drop"), target.get("drop_interval", [])
@@ -155,7 +150,7 @@ def _points_of(result: Mapping[str, Any]) -> list[charts.Point]:
         for candidate in target.get("candidates", []):
             top1, p90 = candidate.get("choice_top1"), candidate.get("p90_s")
             if not candidate.get("chosen") and _is_number(top1) and _is_number(p90) and p90 > 0:
-                label = str(candidate.get("name"))
+                label = str(candidate.get("name", "unnamed"))
                 title = f"{name}, {label}: {top1 * 100:.1f} %, p90 {charts.milliseconds(p90)} ms. {candidate.get('why', '')}"
                 points.append(charts.Point(p90, top1, None, label, title, series, False))
     return points
@@ -171,7 +166,7 @@ def _floors(result: Mapping[str, Any]) -> list[charts.Line]:
         if _is_number(promise.get("accuracy_drop")) and _is_number(base):
             floors.append(base - promise["accuracy_drop"])
         if floors:
-            names.setdefault(max(floors), []).append(str(target.get("name")))
+            names.setdefault(max(floors), []).append(str(target.get("name", "unnamed")))
     return [charts.Line(at, f"promised: at least {at * 100:.4g} %" + _whose(who, names)) for at, who in names.items()]
 
 
@@ -180,7 +175,7 @@ def _ceilings(targets: list[dict[str, Any]]) -> list[charts.Line]:
     names: dict[float, list[str]] = {}
     for target in targets:
         if _is_number(most := target.get("promise", {}).get("p90_latency_ms")):
-            names.setdefault(most / 1e3, []).append(str(target.get("name")))
+            names.setdefault(most / 1e3, []).append(str(target.get("name", "unnamed")))
     return [charts.Line(at, f"promised: p90 ≤ {at * 1e3:g} ms" + _whose(who, names)) for at, who in names.items()]
 
 
@@ -195,9 +190,14 @@ def _latency(target: Mapping[str, Any]) -> float | None:
     return p90 if _is_number(p90) and p90 > 0 and not latency.get("void") else None
 
 
-def _samples(target: Mapping[str, Any]) -> list[float]:
+def _strip(target: Mapping[str, Any], series: int) -> charts.Strip | None:
+    """The target's samples, where they were taken and may be used."""
     latency = target.get("latency_s", {})
-    return [] if latency.get("void") else [s for s in latency.get("samples", []) if _is_number(s) and s > 0]
+    samples = [s for s in latency.get("samples", []) if _is_number(s) and s > 0]
+    p50, p90 = latency.get("p50"), latency.get("p90")
+    if not samples or latency.get("void") or not (_is_number(p50) and _is_number(p90)):
+        return None
+    return charts.Strip(str(target.get("name", "unnamed")), samples, p50, p90, series)
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:

@@ -62,6 +62,7 @@ def write_qdq(
             {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": quantize_bias, "DedicatedQDQPair": False},
         )
         quantizer.quantize_model()
+        quantizer.model.topological_sort()
     graph = strip(quantizer.model.model)
     onnx.checker.check_model(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))

@@ -1,0 +1,537 @@
+"""The report: one page from result.json, whatever is in it."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+import random
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgecnn.errors import EdgecnnError, IntegrityError, UsageError
+from edgecnn.report import charts, write_report
+from edgecnn.report.page import worst_classes
+
+HOSTILE = (
+    "<script>alert(1)</script>",
+    '"><img src=x onerror=alert(2)>',
+    "'; </style><style>*{display:none}",
+    "{{ 7 * 191 }}{% raw %}",
+    "]]></svg><svg onload=alert(3)>",
+    "\u202egnp.exe\u0000\ud800",
+    "https://evil.example/x.js",
+    "&lt;b&gt; &amp; ‘naïve’ 日本語 🐈",
+)
+
+
+def latency(p50_s: float, seed: int, n: int = 400, **more: Any) -> dict[str, Any]:
+    """A skewed distribution with a few stragglers, as a real board gives."""
+    rng = random.Random(seed)
+    samples = [p50_s * (0.94 + rng.expovariate(9) + (rng.random() > 0.99) * rng.uniform(1, 6)) for _ in range(n)]
+    ordered = sorted(samples)
+    return {
+        "p50": ordered[n // 2],
+        "p90": ordered[n * 9 // 10],
+        "p99": ordered[n * 99 // 100] if n > 660 else None,
+        "p50_interval": [p50_s * 0.99, p50_s * 1.04],
+        "n": n,
+        "samples": samples,
+        "threads": 1,
+        "load_s": 0.041,
+        "peak_rss_bytes": 96_000_000,
+        "processes": 3,
+        "first_s": p50_s * 4,
+        "doubts": [],
+        "void": "",
+        **more,
+    }
+
+
+def candidate(
+    name: str, precision: str, top1: float, p50_s: float, size: int, why: str, fastest_float_s: float, chosen: bool = False
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "precision": precision,
+        "chosen": chosen,
+        "why": why,
+        "file_sha256": "ab" * 32,
+        "size_bytes": size,
+        "choice_top1": top1,
+        "choice_agreement": min(1.0, top1 + 0.012),
+        "choice_n": 268,
+        "p50_s": p50_s,
+        "p90_s": p50_s * 1.12,
+        "samples_n": 0 if math.isnan(p50_s) else 400,
+        "speedup": fastest_float_s / p50_s,
+        "notes": [],
+    }
+
+
+def classes(labels: list[str], n: int, top1: float, seed: int) -> list[dict[str, Any]]:
+    rng = random.Random(seed)
+    return [{"label": label, "n": n, "top1": round(min(1.0, rng.gauss(top1, 0.02)) * n) / n} for label in labels]
+
+
+def passing() -> dict[str, Any]:
+    """What `make demo` gives: three targets, all kept; TensorRT without a GPU has no latency."""
+    labels = [str(i) for i in range(10)]
+    promise = {"accuracy_drop": 0.01, "min_accuracy": None, "p90_latency_ms": 2.0, "size_mb": 2.0}
+    recipe = "name: digits-int8\nseed: 0\nmodel: {source: timm, name: mobilenetv2_035}\nstages:\n  - {stage: train, epochs: 40}\n"
+    rows = [
+        (
+            "pi5",
+            "onnxruntime",
+            "int8-percentile",
+            0.9776,
+            0.00031,
+            0.00062,
+            [-0.002, 0.013],
+            [
+                ("fp32", "fp32", 0.985, 0.00062, 1_720_000, "slower than int8-percentile: 0.62 ms against 0.31"),
+                ("int8-minmax", "int8", 0.9590, 0.00031, 512_000, "drops 2.6 points against fp32, the promise is 1"),
+                ("int8-entropy", "int8", 0.9739, 0.00033, 512_000, "slower than int8-percentile: 0.33 ms against 0.31"),
+                ("int8-keep-first", "int8", 0.9813, 0.00036, 530_000, "slower than int8-percentile: 0.36 ms against 0.31"),
+                ("int8-percentile", "int8", 0.9813, 0.00031, 512_000, "fastest that keeps the promise"),
+            ],
+        ),
+        (
+            "nuc",
+            "openvino",
+            "int8-nncf",
+            0.9821,
+            0.00021,
+            0.00047,
+            [-0.006, 0.008],
+            [
+                ("fp32", "fp32", 0.985, 0.00055, 1_690_000, "slower than int8-nncf: 0.55 ms against 0.21"),
+                ("bf16", "bf16", 0.985, 0.00047, 1_690_000, "slower than int8-nncf: 0.47 ms against 0.21"),
+                ("fp16", "fp16", 0.985, 0.00054, 870_000, "slower than int8-nncf: 0.54 ms against 0.21"),
+                ("int8-nncf", "int8", 0.9851, 0.00021, 498_000, "fastest that keeps the promise"),
+            ],
+        ),
+        (
+            "orin",
+            "tensorrt",
+            "int8-explicit",
+            0.9799,
+            None,
+            None,
+            [-0.005, 0.011],
+            [
+                ("fp32", "fp32", 0.985, None, 1_720_000, "precision: int8 was asked for"),
+                ("int8-explicit", "int8", 0.9776, None, 534_000, "the only int8 candidate, latency not measured here"),
+            ],
+        ),
+    ]
+    targets = []
+    for i, (name, runtime, chosen, top1, p50_s, float_s, drop, found) in enumerate(rows):
+        targets.append(
+            {
+                "name": name,
+                "runtime": runtime,
+                "precision": "int8",
+                "candidate": chosen,
+                "verdict": "pass",
+                "reason": f"{chosen} is the fastest of {len(found)} candidates that keeps the promise",
+                "reasons": ["top-1 drop 0.5 points, promised at most 1"] if p50_s else ["latency was not promised for this target"],
+                "bundle": f"bundles/{name}",
+                "file": "model.onnx",
+                "file_sha256": f"{i}c" * 32,
+                "size_bytes": 512_000 + i,
+                "top1": top1,
+                "top1_drop": 0.983 - top1,
+                "drop_interval": drop,
+                "agreement": 0.993,
+                "n": 447,
+                "per_class": classes(labels, 44, top1, i + 1),
+                "latency_s": latency(p50_s, i) if p50_s else None,
+                "where": "this machine, onnxruntime 1.31.1 CPUExecutionProvider, 1 thread" if p50_s else "not measured here: no GPU",
+                "accuracy_where": None if p50_s else "the same graph in onnxruntime 1.31.1, not in TensorRT",
+                "notes": [] if p50_s else ["built by tensorrt_rtx 1.7 for sm86"],
+                "parity": [
+                    {"step": "torch -> onnx (onnxruntime fp32)", "max_error": 1.1e-5, "cosine": 0.9999999, "agreement": 1.0, "n": 447},
+                    {"step": f"onnx -> {chosen}", "max_error": 1.83, "cosine": 0.99812, "agreement": 0.993, "n": 447},
+                ],
+                "promise": promise if p50_s else promise | {"p90_latency_ms": None},
+                "candidates": [
+                    candidate(c, p, t, s or math.nan, size, why, float_s or math.nan, c == chosen) for c, p, t, s, size, why in found
+                ],
+            }
+        )
+    return {
+        "schema": 1,
+        "edgecnn": "0.1.0",
+        "command": "edgecnn compress --recipe recipes/int8.yaml --out out/int8",
+        "recipe": {},
+        "recipe_text": recipe,
+        "recipe_sha256": "5f" * 32,
+        "name": "digits-int8",
+        "verdict": "pass",
+        "reasons": ["3 targets: every int8 file loses at most 0.6 points of top-1", "orin: latency was not promised, so it was not needed"],
+        "promise": promise,
+        "data": {
+            "train": 947,
+            "calibration": 135,
+            "choice": 268,
+            "evaluation": 447,
+            "digest": "d1" * 32,
+            "calibration_sha256": "e2" * 32,
+            "doubts": [],
+            "skipped": [],
+        },
+        "baseline": {
+            "top1": 0.983,
+            "n": 447,
+            "interval": [0.966, 0.992],
+            "per_class": classes(labels, 44, 0.983, 0),
+            "parameters": 408_426,
+            "macs": 21_400_000,
+        },
+        "stages": [
+            {"stage": "train", "top1": 0.979, "seconds": 143.2, "resumed": False, "notes": ["40 epochs", "best at 36"]},
+            {"stage": "qat", "top1": 0.983, "seconds": 41.8, "resumed": True, "notes": []},
+        ],
+        "targets": targets,
+        "environment": {
+            "machine": {
+                "cpu": "AMD EPYC 9B45",
+                "cores": 2,
+                "isa": ["AVX2", "AVX512-VNNI", "AVX512-BF16"],
+                "governor": None,
+                "load": {"1 min": 0.42, "steal": 0.01},
+                "throttled": False,
+            },
+            "versions": {"torch": "2.15.0", "onnxruntime": "1.31.1", "openvino": "2026.4.1", "timm": "1.0.31", "python": "3.11.7"},
+        },
+        "seconds": 214.6,
+        "doubts": ["the clock frequency cannot be read on this machine"],
+    }
+
+
+def failing() -> dict[str, Any]:
+    """One target that breaks its promise: 1000 classes, hostile text wherever text may come from outside, much missing."""
+    labels = [HOSTILE[i % len(HOSTILE)] + f" {i}" for i in range(1000)]
+    base, left = classes(labels, 5, 0.7, 0), classes(labels, 5, 0.66, 1)
+    left[700]["top1"], base[700]["top1"] = 0.0, 1.0
+    found = [candidate(f"{h} {i}", h, 0.7 - i / 50, 0.004 + i / 1000, 3_000_000, h, 0.004) for i, h in enumerate(HOSTILE)]
+    found[-1]["choice_top1"] = 0.011  # collapsed
+    text = " ".join(HOSTILE)
+    return {
+        "schema": 1,
+        "edgecnn": "0.1.0",
+        "command": f"edgecnn compress --recipe '{text}'",
+        "recipe": {},
+        "recipe_text": text,
+        "name": HOSTILE[0],
+        "verdict": "fail",
+        "reasons": ["t0: top-1 drop 4.1 points [3.2, 5.0], promised at most 1", "t0: p90 7.4 ms, promised at most 5", *HOSTILE],
+        "promise": {"accuracy_drop": 0.01, "p90_latency_ms": 5.0},
+        "data": {"train": 0, "calibration": 100, "choice": None, "evaluation": 5000, "doubts": [text], "skipped": list(HOSTILE) * 100},
+        "baseline": {"top1": 0.701, "n": 5000, "interval": [0.688, 0.714], "per_class": base, "parameters": 3_504_872},
+        "stages": [{"stage": h, "top1": None, "seconds": None, "notes": [h]} for h in HOSTILE],
+        "targets": [
+            {
+                "name": HOSTILE[1],
+                "runtime": "onnxruntime",
+                "precision": "int8",
+                "candidate": HOSTILE[0],
+                "verdict": "fail",
+                "reason": text,
+                "reasons": list(HOSTILE),
+                "bundle": HOSTILE[4],
+                "file": HOSTILE[1],
+                "file_sha256": "0f" * 32,
+                "size_bytes": 3_600_000,
+                "top1": 0.66,
+                "top1_drop": 0.041,
+                "drop_interval": [0.032, 0.05],
+                "agreement": 0.9,
+                "n": 5000,
+                "per_class": left,
+                "latency_s": latency(0.006, 5, 2000, doubts=["the machine was busy: load 3.1 on 2 cores", text]),
+                "where": text,
+                "notes": [text],
+                "parity": [{"step": text, "max_error": None, "cosine": math.nan}],
+                "promise": {"accuracy_drop": 0.01, "p90_latency_ms": 5.0},
+                "candidates": found,
+            }
+        ],
+        "environment": {"machine": {HOSTILE[0]: {HOSTILE[1]: list(HOSTILE)}}, "versions": {HOSTILE[0]: HOSTILE[1]}},
+        "seconds": None,
+        "doubts": list(HOSTILE),
+    }
+
+
+class Page(HTMLParser):
+    """What a browser would make of a page: tags with attributes, and text outside <style>."""
+
+    VOID = frozenset({"meta", "br", "img", "link"})
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(html)
+        self.close()
+        self.text = " ".join(" ".join(self.words).split())
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, {k: v or "" for k, v in attrs}))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag, f"</{tag}> closes another tag"
+
+    def handle_data(self, data: str) -> None:
+        if "style" not in self.open:
+            self.words.append(data)
+
+
+def written(result: dict[str, Any], folder: Path) -> str:
+    (folder / "result.json").write_text(json.dumps(result), encoding="utf-8")
+    write_report(folder / "result.json", folder / "report.html")
+    return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("make", [passing, failing])
+def test_fetches_nothing_and_runs_nothing(make: Any, tmp_path: Path) -> None:
+    """The page holds no script, no handler and no reference that leaves the file, and its own policy forbids them."""
+    html = written(make(), tmp_path)
+    page = Page(html)
+    assert page.open == []
+    assert len(page.tags) > 100
+    allowed = {
+        "html",
+        "head",
+        "meta",
+        "title",
+        "style",
+        "body",
+        "header",
+        "nav",
+        "main",
+        "section",
+        "footer",
+        "h1",
+        "h2",
+        "h3",
+        "p",
+        "a",
+        "ul",
+        "li",
+        "dl",
+        "dt",
+        "dd",
+        "div",
+        "span",
+        "small",
+        "b",
+        "bdi",
+        "code",
+        "pre",
+        "table",
+        "caption",
+        "thead",
+        "tbody",
+        "tr",
+        "th",
+        "td",
+        "figure",
+        "figcaption",
+        "details",
+        "summary",
+        "svg",
+        "path",
+        "text",
+    }
+    for tag, attrs in page.tags:
+        assert tag in allowed, tag
+        assert not [a for a in attrs if a.startswith("on") or a in ("src", "srcset", "action", "xlink:href")], attrs
+        assert attrs.get("href", "#").startswith("#")
+    style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
+    assert style
+    assert not re.search(r"url\(|@import", style[1])
+    assert html.count("<style>") == 1
+    assert "default-src 'none'" in html
+
+
+def test_hostile_text_is_shown_not_obeyed(tmp_path: Path) -> None:
+    """Every hostile string can be read on the page as it is, templates are not evaluated, tricks are written out."""
+    html = written(failing(), tmp_path)
+    text = Page(html).text
+    seen = [h for h in HOSTILE if h.isprintable()]
+    assert len(seen) == len(HOSTILE) - 1
+    for hostile in seen:
+        assert text.count(hostile) > 3, hostile
+    assert "1337" not in text
+    assert "\\u202egnp.exe\\u0000\\ud800" in text
+    assert not re.search("[\x00-\x08\u202a-\u202e\u2066-\u2069]", html)
+
+
+@pytest.mark.parametrize("make", [passing, failing])
+def test_every_target_candidate_and_reason_is_there(make: Any, tmp_path: Path) -> None:
+    """Nothing of the result's lists is dropped: targets, candidates with why they lost, reasons, stages, doubts, notes."""
+    result = make()
+    text = Page(written(result, tmp_path)).text
+    tricky = re.compile("[\x00-\x1f\u202a-\u202e\ud800-\udfff]")
+    wanted = [*result["reasons"], *result["doubts"], *(s["stage"] for s in result["stages"])]
+    for target in result["targets"]:
+        wanted += [target["name"], target["where"], target["reason"], target["file_sha256"], *target["reasons"], *target["notes"]]
+        wanted += [target["accuracy_where"]] if target.get("accuracy_where") else []
+        wanted += [x for c in target["candidates"] for x in (c["name"], c["why"])]
+    wanted = [w for w in wanted if not tricky.search(w)]
+    assert len(wanted) > 20
+    for want in wanted:
+        assert want in text, want
+
+
+@pytest.mark.parametrize(
+    ("verdict", "word"), [("pass", "Pass"), ("fail", "Fail"), ("unproven", "Unproven"), (None, "No verdict"), ("odd", "odd")]
+)
+def test_the_verdict_is_a_word_in_the_heading(verdict: str | None, word: str, tmp_path: Path) -> None:
+    """The first heading says the verdict in words; an unknown one is shown as it is and never as a pass."""
+    html = written(passing() | {"verdict": verdict}, tmp_path)
+    heading = Page(html.split("<h1>")[1].split("</h1>")[0])
+    assert word in heading.text
+    colour = verdict if verdict in ("pass", "fail", "unproven") else "none"
+    assert [a["class"] for _, a in heading.tags if "badge" in a.get("class", "")] == [f"badge {colour}"]
+
+
+def test_a_thousand_classes_stay_small(tmp_path: Path) -> None:
+    """1000 classes stay far under 3 MB, all are on the page, and only 20 are open at first."""
+    html = written(failing(), tmp_path)
+    assert len(html.encode()) < 1_000_000
+    first, rest = html.split('<section id="classes">')[1].split("</section>")[0].split("<details>")
+    assert first.count('<th scope="row">') == 20
+    assert rest.split("</details>")[0].count('<th scope="row">') == 980
+
+
+def test_the_demo_is_small(tmp_path: Path) -> None:
+    """A usual run's page is under 200 kB."""
+    assert len(written(passing(), tmp_path).encode()) < 200_000
+
+
+def test_the_class_that_lost_most_comes_first() -> None:
+    """A sabotaged class leads the table, whatever the noise of the others; equal losses go by the lower top-1."""
+    rows = worst_classes(failing())
+    assert rows[0]["label"].endswith(" 700")
+    assert [r["worst"] for r in rows] == sorted((r["worst"] for r in rows), reverse=True)
+    pairs = [(a, b) for a, b in itertools.pairwise(rows) if a["worst"] == b["worst"]]
+    assert len(pairs) > 100
+    assert all(a["lowest"] <= b["lowest"] for a, b in pairs)
+
+
+def prune(value: Any, rng: random.Random, null: bool) -> Any:
+    """A copy with about a fifth of the fields taken away, or set to null."""
+    if isinstance(value, dict):
+        kept = {k: prune(v, rng, null) for k, v in value.items()}
+        gone = {k for k in kept if k != "schema" and rng.random() < 0.2}
+        return {k: None if k in gone else v for k, v in kept.items() if null or k not in gone}
+    return [prune(v, rng, null) for v in value] if isinstance(value, list) else value
+
+
+def test_any_field_may_be_missing_or_null(tmp_path: Path) -> None:
+    """120 results with a fifth of their fields gone or null each give a whole page."""
+    rendered = 0
+    small = failing()
+    small["baseline"]["per_class"], small["targets"][0]["per_class"] = (
+        small["baseline"]["per_class"][:25],
+        small["targets"][0]["per_class"][:23],
+    )
+    for seed in range(60):
+        for full in (passing(), small):
+            page = Page(written(prune(full, random.Random(seed), null=seed % 2 == 0), tmp_path))
+            assert page.open == []
+            assert "Reproduce" in page.text
+            assert not {"None", "nan"} & set(page.text.split())
+            rendered += 1
+    assert rendered == 120
+
+
+@pytest.mark.parametrize("field", ["targets", "stages", "reasons", "doubts", "data", "baseline", "environment", "promise"])
+def test_an_empty_part_still_renders(field: str, tmp_path: Path) -> None:
+    """A run that stopped early has empty parts; the page says what is there."""
+    result = passing()
+    result[field] = type(result[field])()
+    assert Page(written(result, tmp_path)).open == []
+
+
+def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
+    """A target without latency shows no figure for it and is named as missing from the chart."""
+    html = written(passing(), tmp_path)
+    row = html.split("<h2>Targets</h2>")[1].split("orin</bdi>")[1].split("</tr>")[0]
+    assert row.count("not measured") == 3  # p50, p90, speed-up
+    assert "for want of a latency: orin" in Page(html).text
+
+
+def test_a_void_latency_is_not_shown_as_a_figure(tmp_path: Path) -> None:
+    """A measurement that must not be used appears as void with its reason, in no chart and in no table."""
+    result = passing()
+    void = result["targets"][0]["latency_s"]
+    void["void"] = "another process used the cores"
+    text = Page(written(result, tmp_path)).text
+    assert "another process used the cores" in text
+    assert charts.milliseconds(void["p90"]) not in text.split("Candidates")[0]
+
+
+def test_the_promise_is_drawn_in_the_charts(tmp_path: Path) -> None:
+    """The floor is the float model's top-1 less the promised drop; the ceiling is the promised p90."""
+    text = Page(written(passing(), tmp_path)).text
+    assert "promised: at least 97.3 %" in text
+    assert "promised: p90 ≤ 2 ms" in text
+
+
+def test_the_page_is_a_function_of_the_result(tmp_path: Path) -> None:
+    """The same result gives the same bytes, and no half-written file is left beside it."""
+    assert written(passing(), tmp_path) == written(passing(), tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "result.json"]
+
+
+@pytest.mark.parametrize(
+    ("text", "kind", "says"),
+    [
+        ("", IntegrityError, "JSON"),
+        ("[]", IntegrityError, "schema"),
+        ('{"schema": 2}', UsageError, "newer"),
+        (None, UsageError, "not there"),
+        ("[" * 100_000, IntegrityError, "JSON"),
+    ],
+)
+def test_what_is_no_result_is_refused(text: str | None, kind: type[EdgecnnError], says: str, tmp_path: Path) -> None:
+    """A missing, broken, foreign or newer file is one clear error, and no page is written."""
+    if text is not None:
+        (tmp_path / "result.json").write_text(text)
+    with pytest.raises(kind, match=says):
+        write_report(tmp_path / "result.json", tmp_path / "report.html")
+    assert not (tmp_path / "report.html").exists()
+
+
+def test_axes_keep_order_and_ticks_inside() -> None:
+    """On every axis a larger value is never drawn lower, and ticks lie inside it."""
+    rng, ticks = random.Random(0), 0
+    for _ in range(200):
+        values = sorted(rng.uniform(1e-5, 1) ** 3 + 1e-7 for _ in range(5))
+        axis = charts.latency_axis(values, 10, 500)
+        places = [axis(v) for v in values]
+        assert [10, *places, 500] == sorted([10, *places, 500])
+        for tick in axis.ticks(6):
+            assert axis.low * 0.999 <= tick <= axis.high * 1.001
+            ticks += 1
+    assert ticks > 600
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.00031, "0.310"), (0.0123456, "12.3"), (1.5, "1,500"), (2e-7, "0.000200"), (0.1, "100"), (0, "0")]
+)
+def test_milliseconds_have_three_digits(seconds: float, text: str) -> None:
+    """Times are readable without exponents over seven orders of magnitude."""
+    assert charts.milliseconds(seconds) == text
