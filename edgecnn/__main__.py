@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
 
 def main() -> int:
+    os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # before anything imports timm
     if find_spec("typer") is None:
         from edgecnn.device.__main__ import main as board
 

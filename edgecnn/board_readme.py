@@ -13,7 +13,11 @@ def board_readme(manifest: Manifest) -> str:
     latency = e.get("latency_s")
     timed = f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples, {e['where']}" if latency else e["where"]
     spec = manifest.input
-    build = "    python3 -m edgecnn.device build .           # the engine for this GPU, once; kept in a cache\n" if manifest.runtime == "tensorrt" else ""
+    build = (
+        "    python3 -m edgecnn.device build .           # the engine for this GPU, once; kept in a cache\n"
+        if manifest.runtime == "tensorrt"
+        else ""
+    )
     notes = "".join(f"- {note}\n" for note in e.get("notes", []))
     return f"""# {manifest.name}: {manifest.runtime}, {manifest.precision}
 

@@ -154,11 +154,8 @@ def _zip_kind(path: Path) -> str:
         raise _refused(path, "an exported torch program", _SAVE)
     if "data.pkl" not in inside:
         raise _refused(path, "a zip archive without torch weights", f"Unpack it and give the file inside. {_SAVE}")
-    # torch stores its records uncompressed; a compressed one is how a small file unpacks into all the memory there is.
-    if (
-        any(entry.compress_type != zipfile.ZIP_STORED for entry in entries)
-        or sum(entry.file_size for entry in entries) > path.stat().st_size
-    ):
+    # torch stores its records uncompressed; compressed or shared ones are how a small file unpacks into all the memory there is.
+    if sum(entry.file_size for entry in entries) > path.stat().st_size:
         raise _refused(path, "a torch archive that declares more than the file holds", _SAVE)
     return "torch"
 
@@ -229,11 +226,11 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
     for _ in range(3):  # {"state_dict": {"model": ...}} occurs; deeper nesting is not a checkpoint
         if not isinstance(content, dict):
             raise _refused(path, f"a pickled {type(content).__name__}", _SAVE)
-        if content and all(isinstance(value, torch.Tensor) for value in content.values()):
+        if content and all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in content.items()):
             break
         nest = next((name for name in _NESTS if isinstance(content.get(name), dict) and content[name]), None)
         if nest is None:
-            keys = _some([str(key)[:40] for key in content], 6) or "nothing"
+            keys = _some([repr(key[:40]) if isinstance(key, str) else type(key).__name__ for key in content], 6) or "nothing"
             raise ModelError(f"checkpoint {path}: no state dict in it; it holds {keys}. {_SAVE}.")
         content = content[nest]
     else:
@@ -241,7 +238,9 @@ def _unwrapped(path: Path, content: Any) -> dict[str, Tensor]:
     weights: dict[str, Tensor] = OrderedDict()
     if hasattr(content, "_metadata"):
         weights._metadata = content._metadata  # type: ignore[attr-defined]
-    weights.update({str(name): value for name, value in content.items()})
+    weights.update(content)
+    if not all(name.isprintable() and len(name) < 500 for name in weights):
+        raise ModelError(f"checkpoint {path}: tensor names with control characters or without end: damaged or made to mislead. {_SAVE}.")
     while prefix := next((p for p in _WRAPPERS if all(name.startswith(p) or name == "n_averaged" for name in weights)), None):
         weights = {name.removeprefix(prefix): value for name, value in weights.items() if name != "n_averaged"}
         if not weights:

@@ -11,11 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from edgecnn.device.spec import Artifact, Result
-from edgecnn.device.stats import compare
-from edgecnn.measure import pooled
+from edgecnn.device.stats import compare, estimate
 from edgecnn.targets.base import Candidate, Promise
 
 PASS, FAIL, UNPROVEN = "pass", "fail", "unproven"
@@ -46,11 +43,19 @@ class Tried:
 
     @property
     def p50_s(self) -> float | None:
-        return float(np.median(pooled(self.results))) if self.results else None
+        return self._percentile(0.5)
 
     @property
     def p90_s(self) -> float | None:
-        return float(np.quantile(pooled(self.results), 0.9)) if self.results else None
+        return self._percentile(0.9)
+
+    @property
+    def void(self) -> str:
+        """Why its latency must not be used, or ""."""
+        return next((r.void for r in self.results if r.void), "")
+
+    def _percentile(self, q: float) -> float | None:
+        return estimate([r.samples_s for r in self.results], q).value if self.results else None
 
 
 def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple[Tried | None, dict[str, str]]:
@@ -74,7 +79,11 @@ def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple
     keeping = [t for t in able if not broken[t.candidate.name]]
     if keeping:
         best = _fastest(keeping)
-        why |= {t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name]) for t in able if t not in keeping}
+        why |= {
+            t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name])
+            for t in able
+            if t not in keeping
+        }
         why |= {t.candidate.name: _lost(t, best) for t in keeping if t is not best}
         why[best.candidate.name] = _won(best, len(keeping))
     else:
@@ -90,7 +99,9 @@ def broken_promises(promise: Promise, t: Tried, float_top1: float) -> list[str]:
     return _broken(promise, top1=t.top1, drop=float_top1 - t.top1, size_bytes=t.artifact.size_bytes, p90_s=t.p90_s)
 
 
-def judge(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None, doubts: Sequence[str]) -> tuple[str, list[str]]:
+def judge(
+    promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None, doubts: Sequence[str]
+) -> tuple[str, list[str]]:
     """The verdict on the shipped file, from the evaluation images, and its reasons.
 
     Args:
@@ -105,7 +116,9 @@ def judge(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s:
     if broken:
         return FAIL, broken
     if promise.p90_latency_ms is not None and p90_s is None:
-        return UNPROVEN, [f"p90 latency of {promise.p90_latency_ms:g} ms is promised, and this machine cannot measure it: bench the bundle on the board"]
+        return UNPROVEN, [
+            f"p90 latency of {promise.p90_latency_ms:g} ms is promised, and this machine cannot measure it: bench the bundle on the board"
+        ]
     if promise.p90_latency_ms is not None and doubts:
         return UNPROVEN, [f"p90 latency was measured, but {doubt}" for doubt in doubts]
     return PASS, []
@@ -131,7 +144,7 @@ def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_
 
 
 def _fastest(keeping: Sequence[Tried]) -> Tried:
-    if any(t.p50_s is None for t in keeping):
+    if any(t.p50_s is None or t.void for t in keeping):
         return max(keeping, key=lambda t: (t.agreement, t.top1))
     fastest = min(keeping, key=lambda t: t.p50_s or 0.0)
     return max((t for t in keeping if _as_fast(t, fastest)), key=lambda t: (t.agreement, t.top1))
@@ -147,11 +160,13 @@ def _as_fast(t: Tried, fastest: Tried) -> bool:
 def _won(best: Tried, of: int) -> str:
     if of == 1:
         return "the only one that may ship and keeps the promise"
-    return "the fastest that keeps the promise" if best.p50_s is not None else "closest to the float model; latency cannot be measured here"
+    if best.p50_s is None:
+        return "closest to the float model; latency cannot be measured here"
+    return f"closest to the float model; latency does not count: {best.void}" if best.void else "the fastest that keeps the promise"
 
 
 def _lost(t: Tried, best: Tried) -> str:
-    if t.p50_s is None or best.p50_s is None:
+    if t.p50_s is None or best.p50_s is None or t.void or best.void:
         return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
     if not _as_fast(t, best):
         return f"slower than {best.candidate.name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"

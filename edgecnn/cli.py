@@ -25,7 +25,10 @@ recipe_app = typer.Typer(help="Write and check recipes.", no_args_is_help=True, 
 app.add_typer(recipe_app, name="recipe")
 
 RecipeFile = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe, a YAML file.")]
-Settings = Annotated[list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as seed=1 or targets[0].precision=auto.")]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as seed=1 or targets[0].precision=auto."),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 # The board's commands are parsed by the board's own parser, so that host and board cannot differ.
 BOARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -71,22 +74,31 @@ def _version(value: bool) -> None:
 
 
 @app.callback()
-def _main(version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False) -> None:
+def _main(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and leave.")] = False,
+) -> None:
     pass
 
 
 @app.command()
 def compress(
     recipe: RecipeFile,
-    out: Annotated[Path | None, typer.Option("--out", "-o", help="The run folder; default out/NAME. The same command again goes on where it was.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="The run folder; default out/NAME. The same command again goes on where it was.")
+    ] = None,
     settings: Settings = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan, try model, data and every target on a few images, and stop.")] = False,
-    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them in the report.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Show the plan, try model, data and every target on a few images, and stop.")
+    ] = False,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them in the report.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only the verdict.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a recipe: model in, one verified bundle for each target and a verdict out."""
-    from edgecnn.pipeline import compress, dry_run as dry
+    from edgecnn.pipeline import compress
+    from edgecnn.pipeline import dry_run as dry
     from edgecnn.recipe import load_recipe
     from edgecnn.screen import Screen
     from edgecnn.verdict import show_verdict
@@ -97,7 +109,9 @@ def compress(
     if dry_run:
         dry(loaded, screen)
         return DONE
-    result = compress(loaded, recipe.read_text(encoding="utf-8"), out or Path("out") / loaded.name, shlex.join(["edgecnn", *sys.argv[1:]]), screen)
+    result = compress(
+        loaded, recipe.read_text(encoding="utf-8"), out or Path("out") / loaded.name, shlex.join(["edgecnn", *sys.argv[1:]]), screen
+    )
     if as_json:
         print(json.dumps(result))
     else:
@@ -146,13 +160,17 @@ def report(
 @app.command()
 def doctor(as_json: Json = False) -> int:
     """Tell what this machine has, and what that means for int8."""
+    from dataclasses import asdict
+
     from edgecnn.doctor import examine
 
     findings = examine()
     if as_json:
-        print(json.dumps([vars(f) if hasattr(f, "__dict__") else f._asdict() for f in findings]))
+        print(json.dumps([asdict(f) for f in findings]))
         return DONE
-    _table(("", "topic", "found", "what it means"), [({True: "ok", False: "!", None: ""}[f.ok], f.topic, f.value, f.meaning) for f in findings])
+    _table(
+        ("", "topic", "found", "what it means"), [({True: "ok", False: "!", None: ""}[f.ok], f.topic, f.value, f.meaning) for f in findings]
+    )
     return DONE
 
 
@@ -175,8 +193,18 @@ def models(
         print(json.dumps([asdict(f) for f in found]))
         return DONE
     _table(
-        ("source", "name", "parameters", "MACs", "input"),
-        [(f.source, f.name, f"{f.params / 1e6:.2f} M", f"{f.macs / 1e6:.0f} M", "x".join(map(str, f.input))) for f in found],
+        ("source", "name", "parameters", "MACs", "input", "pretrained"),
+        [
+            (
+                f.source,
+                f.name,
+                f"{f.parameters / 1e6:.2f} M",
+                f"{f.macs / 1e6:.0f} M" if f.macs else "?",
+                "x".join(map(str, f.input)),
+                "yes" if f.pretrained else "no",
+            )
+            for f in found
+        ],
     )
     return DONE
 

@@ -17,11 +17,12 @@ from edgecnn.choose import Tried
 from edgecnn.device.bundle import SUMS, verify_bundle, write_bundle
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.files import sha256_file
+from edgecnn.device.machine import identity
 from edgecnn.device.spec import Artifact, Result, read_manifest
-from edgecnn.device.stats import estimate
+from edgecnn.device.stats import summarise
 from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError
 from edgecnn.floats import Float, Run, images
-from edgecnn.measure import evaluate, latencies, machine, pooled
+from edgecnn.measure import evaluate, latencies
 from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
 from edgecnn.targets import AnyTarget
@@ -55,22 +56,21 @@ def source_of(run: Run, model: Float) -> Source:
     return Source(graph, functools.partial(onnx, half=True), model.input, model.labels, calibration, histograms, run.recipe.seed)
 
 
-def may_ship(target: AnyTarget, candidate: Candidate) -> bool:
-    """Whether the recipe's precision lets this candidate ship."""
-    return target.precision in ("auto", candidate.precision)
-
-
 def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline: Float) -> dict[str, Any]:
     """Ship one target; returns its entry of result.json."""
     promise = promise_of(run.recipe.promise, target)
     run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
-    tried = _timed(run, target, [_tried(run, target, c, source, model) for c in target.candidates() if c.precision != "int8" or may_ship(target, c)])
+    tried = _timed(run, target, [_tried(run, target, c, source, model) for c in target.tried()])
     float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
     chosen, why = choose.choose(tried, promise, float_top1)
     if chosen is None:
         raise DeviceError(f"targets: {target.name}: no candidate could be built and run: " + "; ".join(f"{n}: {w}" for n, w in why.items()))
     assert chosen.artifact is not None
-    measured = {t.candidate.name: _evaluated(run, target, t.artifact) for t in tried if t.artifact and (t is chosen or t.candidate.name == "fp32")}
+    measured = {
+        t.candidate.name: _run_split(run, target, t.artifact, "evaluation")
+        for t in tried
+        if t.artifact and (t is chosen or t.candidate.name == "fp32")
+    }
     logits, told = measured[chosen.candidate.name]
     labels = run.data.evaluation.labels
     got, before = accuracy(logits, labels), accuracy(baseline.evaluation, labels)
@@ -83,7 +83,11 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         p90_s=latency["p90"] if latency else None,
         doubts=[r.void for r in chosen.results if r.void],
     )
-    steps = [compare(f"torch -> {target.runtime} fp32 ({measured['fp32'][1]['runtime']})", model.evaluation, measured["fp32"][0])] if "fp32" in measured else []
+    steps = (
+        [compare(f"torch -> {target.runtime} fp32 ({measured['fp32'][1]['runtime']})", model.evaluation, measured["fp32"][0])]
+        if "fp32" in measured
+        else []
+    )
     steps.append(compare(f"float torch -> {chosen.candidate.name} ({told['runtime']})", baseline.evaluation, logits))
     where = _where(target, told, measured_here=bool(chosen.results))
     evidence = {
@@ -131,7 +135,12 @@ def promise_of(promise: Promise, target: AnyTarget) -> Promise:
 
 def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float) -> Tried:
     """Build one candidate and measure its accuracy on the choice images; a refusal by the runtime is a result too."""
-    made_from = {"model": model.key, "target": target.model_dump(mode="json", include=target.building), "candidate": asdict(candidate), "images": source.calibration.sha256}
+    made_from = {
+        "model": model.key,
+        "target": target.model_dump(mode="json", include=target.building),
+        "candidate": asdict(candidate),
+        "images": source.calibration.sha256,
+    }
 
     def make(work: Path) -> dict[str, Any]:
         run.screen.say(f"  {target.name}: build {candidate.name}")
@@ -142,19 +151,15 @@ def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, mo
 
     entry = run.store.once("candidate", {**made_from, "runtime": target.runtime, "name": target.name}, make)
     if "failure" in entry.facts:
-        return Tried(candidate, may_ship(target, candidate), None, failure=entry.facts["failure"])
+        return Tried(candidate, target.may_ship(candidate), None, failure=entry.facts["failure"])
     artifact = Artifact(entry.folder / "bundle", read_manifest(entry.folder / "bundle" / "manifest.json"), tuple(entry.facts["notes"]))
     try:
         logits, _ = _run_split(run, target, artifact, "choice")
     except DeviceError as fault:
-        return Tried(candidate, may_ship(target, candidate), None, failure=str(fault))
+        return Tried(candidate, target.may_ship(candidate), None, failure=str(fault))
     got = accuracy(logits, run.data.choice.labels)
     agreement = compare("", model.choice, logits).agreement
-    return Tried(candidate, may_ship(target, candidate), artifact, top1=got.top1, agreement=agreement, n=got.n)
-
-
-def _evaluated(run: Run, target: AnyTarget, artifact: Artifact) -> tuple[np.ndarray, dict[str, Any]]:
-    return _run_split(run, target, artifact, "evaluation")
+    return Tried(candidate, target.may_ship(candidate), artifact, top1=got.top1, agreement=agreement, n=got.n)
 
 
 def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -165,8 +170,13 @@ def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> t
     def make(work: Path) -> dict[str, Any]:
         return evaluate(artifact.folder, folder, work / "logits.npy", threads=target.threads, runtime=stand_in)
 
-    inputs = {"file": artifact.manifest.digests, "options": artifact.manifest.options, "images": packed.sha256, "runtime": stand_in or target.runtime}
-    entry = run.store.once("accuracy", {**inputs, "machine": machine()}, make)
+    inputs = {
+        "file": artifact.manifest.digests,
+        "options": artifact.manifest.options,
+        "images": packed.sha256,
+        "runtime": stand_in or target.runtime,
+    }
+    entry = run.store.once("accuracy", {**inputs, "machine": identity()}, make)
     return np.load(entry.folder / "logits.npy"), entry.facts
 
 
@@ -180,12 +190,20 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
     def make(work: Path) -> None:
         run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
         results = latencies(
-            {name: artifact.folder for name, artifact in able.items()}, threads=target.threads, processes=bench.processes, seconds=bench.seconds, seed=run.recipe.seed
+            {name: artifact.folder for name, artifact in able.items()},
+            threads=target.threads,
+            processes=bench.processes,
+            seconds=bench.seconds,
+            seed=run.recipe.seed,
         )
         (work / "results.json").write_text(json.dumps({name: [asdict(r) for r in each] for name, each in results.items()}))
 
     files = {name: [artifact.manifest.digests, artifact.manifest.options] for name, artifact in able.items()}
-    entry = run.store.once("latency", {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": machine(), "runtime": target.runtime}, make)
+    entry = run.store.once(
+        "latency",
+        {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": identity(), "runtime": target.runtime},
+        make,
+    )
     results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
     return [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
 
@@ -194,16 +212,9 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
     """Statistics over all processes, with every sample."""
     if not results:
         return None
-    processes = [r.samples_s for r in results]
-    p50, p90, p99 = (estimate(processes, q) for q in (0.5, 0.9, 0.99))
     return {
-        "p50": p50.value,
-        "p50_interval": [p50.low, p50.high],
-        "p90": p90.value,
-        "p90_interval": [p90.low, p90.high],
-        "p99": p99.value,
-        "n": p50.n,
-        "samples": pooled(results).tolist(),
+        **summarise(*(r.samples_s for r in results)),
+        "samples": [sample for r in results for sample in r.samples_s],
         "processes": len(results),
         "threads": results[0].threads,
         "load_s": float(np.median([r.load_s for r in results])),
@@ -217,17 +228,24 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
 
 def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:
     threads = f"{target.threads} thread" + ("s" if target.threads > 1 else "")
-    here = f"this machine ({machine()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
+    here = f"this machine ({identity()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
     if measured_here:
         return {"latency": here, "accuracy": here}
-    return {"latency": "not measured: this machine has no NVIDIA GPU", "accuracy": f"the same graph in {told['runtime']} {told['provider']} on this machine, not in TensorRT"}
+    return {
+        "latency": "not measured: this machine has no NVIDIA GPU",
+        "accuracy": f"the same graph in {told['runtime']} {told['provider']} on this machine, not in TensorRT",
+    }
 
 
 def _bundle(run: Run, target: AnyTarget, artifact: Artifact, evidence: dict[str, Any]) -> str:
     """Write the bundle, unless this very bundle is there already; returns the digest of its SHA256SUMS."""
     folder = run.store.root / "bundles" / target.name
     manifest = replace(
-        artifact.manifest, name=target.name, evidence=json.loads(json.dumps(evidence)), recipe=run.recipe.name, recipe_sha256=recipe_digest(run.recipe)
+        artifact.manifest,
+        name=target.name,
+        evidence=json.loads(json.dumps(evidence)),
+        recipe=run.recipe.name,
+        recipe_sha256=recipe_digest(run.recipe),
     )
     # The raw samples stay in result.json: a board has no use for them.
     if manifest.evidence["latency_s"]:

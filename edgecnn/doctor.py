@@ -26,7 +26,12 @@ HOST = {
     **{name: name for name in ("typer", "rich", "jinja2", "matplotlib")},
     **{"sklearn": "scikit-learn", "PIL": "Pillow", "yaml": "PyYAML"},
 }
-INSTALL = {"onnxruntime": "edgecnn[onnxruntime]", "openvino": "edgecnn[openvino]", "tensorrt_rtx": "edgecnn[tensorrt-rtx]"}
+INSTALL = {
+    "onnxruntime": "pip install 'edgecnn[onnxruntime]'",
+    "openvino": "pip install 'edgecnn[openvino]'",
+    "tensorrt_rtx": "pip install 'edgecnn[tensorrt-rtx]'",
+    "tensorrt": "a Jetson brings it with JetPack; on a PC it comes from NVIDIA's own package index",
+}
 
 
 @dataclass(frozen=True)
@@ -71,53 +76,52 @@ def about_machine(facts: dict[str, Any]) -> list[Finding]:
 
 def about_int8(architecture: str, sets: Sequence[str] | str) -> Finding:
     """What the instruction sets mean for int8 convolutions on the CPU."""
+    topic = "int8 on this CPU"
     if isinstance(sets, str):
-        return Finding("int8 on this CPU", sets, "measure before you trust int8 here")
-    have = [s for s in sets if s in ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp", "asimd", "neon")]
+        return Finding(topic, sets, "measure before you trust int8 here")
+    have = [s for s in ("amx_int8", "avx512_vnni", "avx_vnni", "avx2", "i8mm", "asimddp", "asimd", "neon") if s in sets]
     value = " ".join(have) or "none of the known instruction sets"
-    if "amx_int8" in have or "avx512_vnni" in have or "avx_vnni" in have:
-        how = "tiles and VNNI" if "amx_int8" in have else "VNNI"
-        return Finding("int8 on this CPU", value, f"{how}: U8 activations x S8 weights are fast and exact; expect 1 to 4 times the speed of fp32", True)
+    if "avx512_vnni" in have or "avx_vnni" in have:
+        return Finding(topic, value, "VNNI: U8 activations x S8 weights are fast and exact", True)
     if "avx2" in have:
-        text = "no VNNI: pairs of U8 x S8 products saturate and cost accuracy; edgecnn uses 7-bit weights (reduced range); the gain is small"
-        return Finding("int8 on this CPU", value, text, False)
-    if "i8mm" in have or "asimddp" in have:
-        how = "matrix multiply and dot product" if "i8mm" in have else "dot product"
-        return Finding("int8 on this CPU", value, f"int8 {how}: fast and exact; S8 and U8 alike", True)
+        text = "no VNNI: pairs of U8 x S8 products saturate and cost accuracy, so weights take 7 bits (reduced range); the gain is small"
+        return Finding(topic, value, text, False)
+    if "asimddp" in have or "i8mm" in have:
+        return Finding(topic, value, "dot product: int8 is fast and exact", True)
     if "asimd" in have or "neon" in have:
-        return Finding("int8 on this CPU", value, "no dot product: int8 is exact, and about twice as fast as fp32 at best (a Raspberry Pi 4 is such)", None)
-    return Finding("int8 on this CPU", value, f"{architecture}: int8 is unlikely to be faster than fp32; measure", False)
+        return Finding(topic, value, "no dot product: int8 is exact, and at best about twice as fast as fp32 (a Raspberry Pi 4 is such)")
+    return Finding(topic, value, f"{architecture}: int8 is unlikely to be faster than fp32; measure", False)
 
 
 def about_bf16(sets: Sequence[str] | str) -> Finding:
     have = [s for s in ("amx_bf16", "avx512_bf16", "bf16") if s in sets] if not isinstance(sets, str) else []
     if have:
-        text = "OpenVINO can run float models in bf16: often nearly as fast as int8, nothing to calibrate. It does so unasked; edgecnn always asks"
+        text = "OpenVINO runs float models in bf16 unless told otherwise: often nearly as fast as int8, with nothing to calibrate"
         return Finding("bf16 on this CPU", " ".join(have), text, True)
     return Finding("bf16 on this CPU", "no", "float models run in fp32")
 
 
 def about_noise(facts: dict[str, Any], state: dict[str, Any]) -> list[Finding]:
     """What would disturb a measurement now."""
-    found = []
-    governor = facts["governor"]
+    governor, throttled, load = facts["governor"], state["throttled_now"], state["load_average"]
     if governor == NOT_AVAILABLE:
-        found.append(Finding("clocks", "governor not available", "edgecnn cannot see whether clocks move" + " (virtual machine)" * facts["virtual_machine"]))
+        why = " (virtual machine)" if facts["virtual_machine"] else ""
+        found = [Finding("clocks", f"governor {governor}", f"edgecnn cannot see whether clocks move{why}")]
     elif governor == "performance":
-        found.append(Finding("clocks", "governor performance", "steady", True))
+        found = [Finding("clocks", "governor performance", "steady", True)]
     else:
         text = "clocks move while measuring: sudo cpupower frequency-set -g performance"
-        found.append(Finding("clocks", f"governor {governor}, turbo {facts['turbo']}", text, False))
-    if throttled := state["throttled_now"]:
-        told = isinstance(throttled, list)
-        text = "cool it, or mend its power supply: figures measured now are void" if told else "edgecnn cannot see throttling here"
-        found.append(Finding("throttling", "; ".join(throttled) if told else throttled, text, False if told else None))
+        found = [Finding("clocks", f"governor {governor}, turbo {facts['turbo']}", text, False)]
+    if isinstance(throttled, str):
+        found.append(Finding("throttling", throttled, "edgecnn cannot see throttling here"))
+    elif throttled:
+        found.append(Finding("throttling", "; ".join(throttled), "cool it, or mend its power supply: figures measured now are void", False))
     else:
         found.append(Finding("throttling", "none", "", True))
-    load = state["load_average"]
-    if isinstance(load, list):
-        busy = load[0] > 0.5
-        found.append(Finding("load", f"{load[0]:.2f} (1 minute)", "stop other work before measuring" if busy else "quiet enough to measure", not busy))
+    if not isinstance(load, str):
+        quiet = load[0] <= 0.5
+        text = "quiet enough to measure" if quiet else "stop other work before measuring"
+        found.append(Finding("load", f"{load[0]:.2f} (1 minute)", text, quiet))
     return found
 
 
@@ -137,27 +141,26 @@ def _about_room() -> list[Finding]:
 
 def _about_runtimes(versions: dict[str, str]) -> list[Finding]:
     found = []
-    for name, install in INSTALL.items():
+    meanings = {
+        "onnxruntime": "built with " + ", ".join(providers(_folder("onnxruntime"))),
+        "openvino": "",
+        "tensorrt_rtx": "parses and builds TensorRT graphs without a GPU; running one needs a GPU",
+        "tensorrt": "builds engines for this machine's GPU",
+    }
+    for name, meaning in meanings.items():
         if versions[name] == NOT_AVAILABLE:
-            found.append(Finding(name, "not installed", f"pip install '{install}'", None))
-        elif name == "onnxruntime":
-            found.append(Finding(name, versions[name], "built with " + ", ".join(providers(_folder(name))), True))
-        elif name == "openvino":
-            found.append(Finding(name, versions[name], "", True))
+            found.append(Finding(name, "not installed", INSTALL[name]))
         else:
-            found.append(Finding(name, versions[name], "parses and builds TensorRT graphs, even without a GPU; running one needs a GPU", True))
-    version = versions["tensorrt"]
-    missing = version == NOT_AVAILABLE
-    text = "a Jetson brings it with JetPack; on a PC it comes from NVIDIA's own package index" if missing else "builds engines for this machine's GPU"
-    found.append(Finding("tensorrt", "not installed" if missing else version, text, None if missing else True))
+            found.append(Finding(name, versions[name], meaning, True))
     return found
 
 
 def providers(package: Path | None) -> list[str]:
-    """The execution providers that an installed onnxruntime was built with, by its shared libraries (asking it takes an import)."""
-    names = {"cuda": "CUDA", "tensorrt": "TensorRT", "openvino": "OpenVINO", "nv_tensorrt_rtx": "NvTensorRTRTX", "rocm": "ROCM", "qnn": "QNN"}
+    """The execution providers of an installed onnxruntime, by its shared libraries: asking it takes an import."""
+    names = {"cuda": "CUDA", "tensorrt": "TensorRT", "nv_tensorrt_rtx": "NvTensorRTRTX", "openvino": "OpenVINO", "qnn": "QNN"}
     libraries = [p.name for p in (package / "capi").glob("*onnxruntime_providers_*")] if package else []
-    return ["CPUExecutionProvider", *(f"{e}ExecutionProvider" for key, e in names.items() if any(f"_providers_{key}." in n for n in libraries))]
+    extra = [name for key, name in names.items() if any(f"_providers_{key}." in library for library in libraries)]
+    return [f"{name}ExecutionProvider" for name in (*extra, "CPU")]
 
 
 def _folder(module: str) -> Path | None:

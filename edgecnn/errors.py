@@ -65,8 +65,13 @@ class DeviceError(EdgecnnError):
     exit_code = 8
 
 
-_OUT_OF = {errno.ENOSPC: "no space left on the disk", errno.EDQUOT: "the disk quota is used up",
-           errno.EMFILE: "too many open files", errno.ENFILE: "too many open files", errno.EIO: "disk I/O error"}
+_OUT_OF = {
+    errno.ENOSPC: "no space left on the disk",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EMFILE: "too many open files",
+    errno.ENFILE: "too many open files",
+    errno.EIO: "disk I/O error",
+}
 
 
 def exit_code_of(fault: BaseException) -> tuple[int, str | None]:
@@ -81,7 +86,10 @@ def exit_code_of(fault: BaseException) -> tuple[int, str | None]:
         return UsageError.exit_code, f"{fault.filename}: permission denied. Choose a folder you may write, or mend its rights."
     if isinstance(fault, OSError) and fault.errno in _OUT_OF:
         where = f"{fault.filename}: " if fault.filename else ""
-        return ResourceError.exit_code, f"{where}{_OUT_OF[fault.errno]}. Nothing finished was lost: free some, then run the same command again."
+        return (
+            ResourceError.exit_code,
+            f"{where}{_OUT_OF[fault.errno]}. Nothing finished was lost: free some, then run the same command again.",
+        )
     return BUG, None
 
 

@@ -70,11 +70,19 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
             model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen))
             return {**_save(model, work), "seconds": time.monotonic() - begun}
 
-        inputs = {"before": before.key, "position": position, "stage": stage.model_dump(mode="json"), "data": run.data.digest, "seed": run.recipe.seed}
+        inputs = {
+            "before": before.key,
+            "position": position,
+            "stage": stage.model_dump(mode="json"),
+            "data": run.data.digest,
+            "seed": run.recipe.seed,
+        }
         entry = run.store.once("stage", inputs, make)
         models.append(_measured(run, entry))
         rows.append(_row(run, stage.stage, models[-1], entry))
-        run.screen.say(f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} evaluation images{' (found done)' if entry.resumed else ''}")
+        run.screen.say(
+            f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} evaluation images{' (found done)' if entry.resumed else ''}"
+        )
     return models, rows
 
 

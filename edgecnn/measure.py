@@ -11,14 +11,11 @@ import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 import edgecnn
-from edgecnn.device.machine import cores_online, cpu_model, instruction_sets
 from edgecnn.device.spec import Result
 from edgecnn.errors import DeviceError
 
@@ -56,25 +53,19 @@ def latencies(bundles: Mapping[str, Path], *, threads: int, processes: int, seco
     return results
 
 
-def pooled(results: Sequence[Result]) -> np.ndarray:
-    """Steady-state seconds of all processes together."""
-    return np.concatenate([np.asarray(r.samples_s) for r in results])
-
-
-def machine() -> dict[str, Any]:
-    """What a measurement belongs to: another machine measures again."""
-    return {"cpu": cpu_model(), "instruction_sets": instruction_sets(), "cores": cores_online()}
-
-
 def device(*words: object) -> dict[str, Any]:
     """Run one command of the board's half and return the JSON it prints."""
     package = str(Path(edgecnn.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     command = [sys.executable, "-m", "edgecnn.device", *map(str, words), "--json"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "PYTHONPATH": path}, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "PYTHONPATH": path}, check=False
+        )
     except subprocess.TimeoutExpired:
-        raise DeviceError(f"{words[0]} {words[1]}: no answer in {TIMEOUT_S} s. The runtime hangs on this file; try another candidate.") from None
+        raise DeviceError(
+            f"{words[0]} {words[1]}: no answer in {TIMEOUT_S} s. The runtime hangs on this file; try another candidate."
+        ) from None
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"died with exit code {done.returncode}"]
         raise DeviceError(lines[-1].removeprefix("edgecnn: "))

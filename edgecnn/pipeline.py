@@ -11,7 +11,7 @@ from typing import Any
 
 from edgecnn import __version__, choose
 from edgecnn.data import Data, load_data, pack
-from edgecnn.deliver import deliver, may_ship, source_of
+from edgecnn.deliver import deliver, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA
@@ -80,7 +80,7 @@ def dry_run(recipe: Recipe, screen: Screen) -> None:
         counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in SPLITS)
         screen.say(f"plan: {' -> '.join(['load', *(stage.stage for stage in recipe.stages)])}, images: {counts}")
         for target in recipe.targets:
-            names = [c.name for c in target.candidates() if c.precision != "int8" or may_ship(target, c)]
+            names = [c.name for c in target.tried()]
             screen.say(f"  {target.name}: {target.runtime}, measures {', '.join(names)}")
         for doubt in data.doubts:
             screen.say(f"  doubt: {doubt}")
@@ -109,9 +109,11 @@ def preflight(run: Run) -> None:
             return path
 
         graph = onnx(half=False)
-        source = Source(graph, lambda: onnx(half=True), model.input, model.labels, few, lambda: collect(graph, few, model.input), run.recipe.seed)
+        source = Source(
+            graph, lambda: onnx(half=True), model.input, model.labels, few, lambda: collect(graph, few, model.input), run.recipe.seed
+        )
         for target in run.recipe.targets:
-            candidate = next(c for c in target.candidates() if may_ship(target, c))
+            candidate = next(c for c in target.candidates() if target.may_ship(c))
             artifact = target.build(candidate, source, work / target.name)
             evaluate(artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as())
             run.screen.say("; ".join([f"  {target.name}: {target.runtime} {candidate.precision} builds and runs", *artifact.notes]))

@@ -19,14 +19,14 @@ from typing import Any
 from pydantic import Field, ValidationError
 
 from edgecnn.config import Config
-from edgecnn.errors import UsageError
-from edgecnn.models import ModelConfig
+from edgecnn.errors import DataError, UsageError
+from edgecnn.models import ModelConfig, find_models
 from edgecnn.recipe_faults import described, explained
 from edgecnn.sources import DataConfig
 from edgecnn.stages import AnyStage
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Promise
-from edgecnn.yaml_nodes import MAX_BYTES, Fault, Mark, Node, dotted, read_yaml, shown
+from edgecnn.yaml_nodes import MAX_BYTES, MAX_DEPTH, Fault, Mark, Node, core_scalar, dotted, read_yaml, shown
 from edgecnn.yaml_nodes import Path as Keys
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -38,8 +38,10 @@ _ROUNDS = 8
 class Bench(Config):
     """How long candidates are timed."""
 
-    processes: int = Field(default=3, ge=1, le=100, description="Fresh processes for each contender.")
-    seconds: float = Field(default=1.0, gt=0, le=3600, description="Steady-state seconds in each process.")
+    processes: int = Field(
+        default=5, ge=1, le=100, description="Fresh processes for each contender; five is the least that can tell two apart."
+    )
+    seconds: float = Field(default=0.5, gt=0, le=3600, description="Steady-state seconds in each process.")
 
 
 class Recipe(Config):
@@ -52,7 +54,7 @@ class Recipe(Config):
     stages: tuple[AnyStage, ...] = Field((), description="Torch model in, torch model out, in this order.")
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
-    bench: Bench = Field(Bench(), description="How long candidates are timed.")
+    bench: Bench = Field(Bench(), description="How candidates are timed.")
 
 
 def recipe_digest(recipe: Recipe) -> str:
@@ -77,7 +79,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UsageError: the recipe or an override is wrong; the message lists all faults.
     """
-    tree, faults = read_yaml(_text(path), shown(str(path)))
+    tree, faults = read_yaml(_text(path), _called(path))
     for override in overrides:
         tree, wrong = _override(tree, override)
         faults += wrong
@@ -101,7 +103,7 @@ def _listed(faults: Sequence[Fault]) -> str:
 def _text(path: Path) -> str:
     if not path.is_file():
         what = "a folder" if path.is_dir() else "not a file" if path.exists() else "no such recipe"
-        raise UsageError(f"{shown(str(path))}: {what}. {_nearby(path)}")
+        raise UsageError(f"{_called(path)}: {what}. {_nearby(path)}")
     try:
         with path.open("rb") as file:
             raw = file.read(MAX_BYTES + 1)
@@ -109,8 +111,14 @@ def _text(path: Path) -> str:
     except UnicodeDecodeError as fault:
         if len(raw) <= MAX_BYTES:
             line = raw.count(b"\n", 0, fault.start) + 1
-            raise UsageError(f"{path}:{line}: not UTF-8 text. A recipe is a YAML text file: save it as UTF-8, or give another.") from None
+            raise UsageError(
+                f"{_called(path)}:{line}: not UTF-8 text. A recipe is a YAML text file: save it as UTF-8, or give another."
+            ) from None
         return raw.decode("latin-1")  # cut inside a character; it is refused for its length
+
+
+def _called(path: Path) -> str:
+    return shown(str(path), 1000)
 
 
 def _nearby(path: Path) -> str:
@@ -118,7 +126,7 @@ def _nearby(path: Path) -> str:
     found = sorted({str(p) for folder in folders if folder.is_dir() for end in ("*.yaml", "*.yml") for p in folder.glob(end)})
     near = difflib.get_close_matches(str(path), found, n=1, cutoff=0.6)
     if near:
-        return f"Did you mean {near[0]}?"
+        return f"Did you mean {shown(near[0], 1000)}?"
     if found:
         return f"There are {', '.join(shown(f) for f in found[:5])}{' ...' if len(found) > 5 else ''}."
     return "`edgecnn recipe init MODEL DATA` writes one to start from."
@@ -132,12 +140,15 @@ def _override(tree: Node, override: str) -> tuple[Node, list[Fault]]:
     name, sign, text = override.partition("=")
     if not sign or not re.fullmatch(r"[\w-]+(\.[\w-]+|\[\d+\])*", name):
         return tree, [Fault(mark, (), "write KEY=VALUE, such as seed=1 or targets[0].precision=auto.")]
+    steps = re.findall(r"[\w-]+", name)
+    if len(steps) > MAX_DEPTH:
+        return tree, [Fault(mark, (), f"a key of more than {MAX_DEPTH} parts. No key of a recipe is that deep.")]
     try:
         value, faults = read_yaml(text or "~", mark.source, lines=False)
     except UsageError as fault:
         return tree, [Fault(mark, (), str(fault).removeprefix(f"{mark.source}: "))]
     try:
-        path = _meant(tree, re.findall(r"[\w-]+", name))
+        path = _meant(tree, steps)
     except ValueError as fault:
         return tree, [Fault(mark, (), str(fault))]
     return _put(tree, path, value, mark), [fault._replace(path=(*path, *fault.path)) for fault in faults]
@@ -222,5 +233,114 @@ def _weights_come_from_somewhere(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         yield ("model",), "random weights, and no stage trains them. Set pretrained: true, give a checkpoint, or add a train stage."
 
 
+def _training_has_images(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    if recipe.data.split.train == 0:
+        for i, stage in enumerate(recipe.stages):
+            if stage.stage == "train":
+                yield ("stages", i), "trains, and data.split.train is 0. Leave out the stage, or that key."
+
+
 # Each takes a well-typed recipe and yields where it cannot work, and why.
-CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (_names_differ, _weights_come_from_somewhere)
+CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (_names_differ, _weights_come_from_somewhere, _training_has_images)
+
+
+# ---- a recipe to start from
+
+
+def init_recipe(model_name: str, data_path: str) -> str:
+    """A commented recipe, as YAML, that trains a model on a data set and brings it to int8 for three runtimes.
+
+    Args:
+        model_name: of timm or torchvision, `simple_cnn`, or the user's own `module:function`.
+        data_path: a folder of images, an .npz file, or `digits`.
+
+    Raises:
+        UsageError: no zoo has a model of that name.
+        DataError: there are no images at that path.
+    """
+    model, stage = _model_lines(model_name)
+    data = _data_lines(data_path)
+    if any(line.startswith("class_index") for line in data) and any(line.startswith("pretrained") for line in model):
+        stages = ["stages: []               # the weights know these classes already; or - {stage: train, epochs: 10, lr: 0.0005}"]
+    else:
+        stages = ["stages:                  # torch model in, torch model out", f"  - {stage}"]
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", f"{model_name}-int8").lstrip("._-")[:64]
+    lines = [
+        "# Check:  edgecnn recipe check FILE, or with model and data: edgecnn compress --recipe FILE --dry-run",
+        f"# Run:    edgecnn compress --recipe FILE --out out/{name}",
+        "# Editors complete keys and words by the next line, after `edgecnn recipe schema > recipe.schema.json` beside this file.",
+        SCHEMA_LINE,
+        "# Paths are relative to the current folder; ~ is your home folder.",
+        "",
+        f"name: {name}",
+        "seed: 0",
+        "",
+        "model:",
+        *(f"  {line}" for line in model),
+        "",
+        "data:",
+        *(f"  {line}" for line in data),
+        "  # limit: 2000          # evaluate on at most so many images",
+        "  # skip_bad: true       # leave out images that do not decode, instead of refusing",
+        "",
+        *stages,
+        "",
+        "targets:                 # one bundle each; precision: fp32, fp16, int8, or auto for the fastest that keeps the promise",
+        "  - {name: pi, runtime: onnxruntime, precision: int8}",
+        "  - {name: gateway, runtime: openvino, precision: int8}",
+        "  - {name: jetson, runtime: tensorrt, precision: int8}",
+        "",
+        "promise:                 # measured on the exported files; a broken promise ends with exit code 4",
+        "  accuracy_drop: 0.01    # at most one point of top-1 below the float model",
+        "  # p90_latency_ms: 10   # of one image, where it is measured",
+        "  # size_mb: 4",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _model_lines(name: str) -> tuple[list[str], str]:
+    """The recipe's model, and the training that suits it."""
+    scratch, tuned = "{stage: train, epochs: 30, lr: 0.001}", "{stage: train, epochs: 10, lr: 0.0005}   # its head is new, so it is trained"
+    if name == "simple_cnn":
+        return ["source: edgecnn", "name: simple_cnn"], scratch
+    if ":" in name:
+        shape = "input: {size: 224, mean: [0.485, 0.456, 0.406], std: [0.229, 0.224, 0.225]}  # as your function wants it"
+        return ["source: python", f"entry: {_quoted(name)}", shape], scratch
+    base = name.partition(".")[0]  # what follows a '.' names the weights
+    found = find_models(base, 3)
+    exact = [model for model in found if model.name == base]
+    if not exact:
+        starts = (find_models(f"{base[:length]}*", 3) for length in range(len(base), 2, -1))
+        near = f" Did you mean {' or '.join(model.name for model in found)}?" if (found := next(filter(None, starts), [])) else ""
+        raise UsageError(f"model {shown(name)!r}: neither timm nor torchvision has it.{near} `edgecnn models PART` searches.")
+    model = next((m for m in exact if m.pretrained), exact[0])
+    size = f"# {model.parameters / 1e6:.1f} M parameters, {model.input[1]} x {model.input[2]} pixels"
+    pretrained = "pretrained: true         # downloads the published weights; or give checkpoint: FILE"
+    lines = [f"source: {model.source}", f"name: {_quoted(name)}  {size}", *([pretrained] if model.pretrained else [])]
+    return lines, tuned if model.pretrained else scratch
+
+
+def _data_lines(path: str) -> list[str]:
+    place = Path(path).expanduser()
+    if path == "digits" and not place.exists():
+        return ["source: digits           # scikit-learn's handwritten digits, 8 x 8, grey"]
+    if place.suffix == ".npz" and place.is_file():
+        return ["source: arrays", f"path: {_quoted(path)}"]
+    if not place.is_dir():
+        found = "a file" if place.exists() else "nothing there"
+        raise DataError(f"data {shown(path)!r}: {found}. Give a folder of images, an .npz file of images and labels, or digits.")
+    folders = {inside.name.lower() for inside in place.iterdir() if inside.is_dir()}
+    if not folders:
+        raise DataError(f"data {shown(path)!r}: no folders in it. Put the images of each class into a folder with the name of the class.")
+    own = sorted(folders & {"val", "valid", "validation", "test"}) if "train" in folders else []
+    lines = ["source: imagefolder", f"path: {_quoted(path)}  # {'train and ' + ' and '.join(own) if own else 'a folder a class'}"]
+    if (place / "class_index.json").is_file():
+        lines.append(f"class_index: {_quoted(str(Path(path) / 'class_index.json'))}  # the model keeps its outputs")
+    if not own:
+        lines.append("split: {evaluation: 0.2, choice: 0.1}   # seeded; the rest is trained on and calibrates")
+    return lines
+
+
+def _quoted(text: str) -> str:
+    """`text` as YAML that reads back as that text."""
+    return text if re.fullmatch(r"[A-Za-z/~][\w./~-]*", text) and core_scalar(text) == text else json.dumps(text)

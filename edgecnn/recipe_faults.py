@@ -167,18 +167,23 @@ def described(node: Node | None) -> str:
 
 
 def _expected(parts: Parts) -> str:
-    said = [", ".join(_words(part)) or _KINDS.get(part.get("type", ""), "") for part in parts]
+    said = []
+    for part in parts:
+        words = _words(part)
+        said.append(f"{'one of ' if len(words) > 1 else ''}{', '.join(words)}" if words else _KINDS.get(part.get("type", ""), ""))
     return " or ".join(dict.fromkeys(filter(None, said))) or "something else"
 
 
 def _hint(node: Node, parts: Parts) -> str:
-    types = {part.get("type") for part in parts}
+    types = {part.get("type") for part in parts if not _words(part)}
     value = node.value
     if value is None:
         return ". Give a value, or leave the key out."
     if isinstance(value, str):
         if "boolean" in types and value.lower() in ("on", "off", "yes", "no"):
             return f". Write {'true' if value.lower() in ('on', 'yes') else 'false'}."
+        if "boolean" in types and value.lower() in ("true", "false"):
+            return ". Leave out the quotes."
         if types & {"integer", "number"} and re.fullmatch(r"[-+]?[0-9.]+([eE][-+]?\d+)?", value):
             return ". Leave out the quotes."
     if "string" in types and isinstance(value, int | float):

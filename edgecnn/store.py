@@ -29,7 +29,21 @@ from edgecnn.errors import ResourceError, UsageError
 from edgecnn.targets.base import installed
 
 # Whose versions can change a result.
-LIBRARIES = ("numpy", "torch", "torchvision", "timm", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "Pillow")
+LIBRARIES = (
+    "numpy",
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxscript",
+    "onnxslim",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "tensorrt_rtx",
+    "Pillow",
+)
 # Our own files that only show results: a change there redoes nothing.
 SHOWING = ("cli.py", "doctor.py", "screen.py", "report", "__main__.py", "errors.py")
 MIN_FREE_BYTES = 256 << 20
@@ -82,7 +96,9 @@ class Store:
         work.mkdir(parents=True, exist_ok=True)
         facts = dict(make(work) or {})
         digests = {str(p.relative_to(work)): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
-        write_atomically(work / "done.json", json.dumps({"kind": kind, "inputs": inputs, "facts": facts, "digests": digests}, indent=1).encode())
+        write_atomically(
+            work / "done.json", json.dumps({"kind": kind, "inputs": inputs, "facts": facts, "digests": digests}, indent=1).encode()
+        )
         folder.parent.mkdir(exist_ok=True)
         work.rename(folder)
         fsync_folder(folder.parent)
@@ -136,7 +152,9 @@ def open_store(out: Path, recipe_name: str) -> Iterator[Store]:
         raise UsageError(f"--out {out}: holds files that are not of an edgecnn run. Choose a new or empty folder.")
     free = shutil.disk_usage(out).free
     if free < MIN_FREE_BYTES:
-        raise ResourceError(f"--out {out}: only {free >> 20} MiB free on its disk, a run needs at least {MIN_FREE_BYTES >> 20}. Free some, or choose another.")
+        raise ResourceError(
+            f"--out {out}: only {free >> 20} MiB free on its disk, a run needs at least {MIN_FREE_BYTES >> 20}. Free some, or choose another."
+        )
     with _locked(out / "run.lock"):
         write_atomically(owner, json.dumps({"name": recipe_name}).encode())
         _sweep(out)
@@ -150,7 +168,9 @@ def _locked(path: Path) -> Iterator[None]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel when its holder dies, however it dies
         except OSError:
             lock.seek(0)
-            raise UsageError(f"--out {path.parent}: another run holds it ({lock.read().strip() or 'unknown'}). Wait for it, or choose another folder.") from None
+            raise UsageError(
+                f"--out {path.parent}: another run holds it ({lock.read().strip() or 'unknown'}). Wait for it, or choose another folder."
+            ) from None
         lock.truncate(0)
         lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
         lock.flush()

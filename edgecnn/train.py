@@ -75,11 +75,16 @@ def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
     from timm.utils import ModelEmaV3
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    module = model.module.to(device, memory_format=torch.channels_last)
+    module = model.module.to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(module, opt=how.optimizer, lr=how.lr, weight_decay=how.weight_decay)
     steps = max(1, len(ctx.data.train) // how.batch)
     schedule = CosineLRScheduler(
-        optimizer, t_initial=how.epochs * steps, warmup_t=round(how.warmup_epochs * steps), warmup_lr_init=how.lr / 100, lr_min=how.lr / 1000, t_in_epochs=False
+        optimizer,
+        t_initial=how.epochs * steps,
+        warmup_t=round(how.warmup_epochs * steps),
+        warmup_lr_init=how.lr / 100,
+        lr_min=how.lr / 1000,
+        t_in_epochs=False,
     )
     ema = ModelEmaV3(module, decay=how.ema, use_warmup=True) if how.ema else None
     target_of = _targets(how, len(model.labels))
@@ -111,18 +116,35 @@ def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
             if top1 >= best.top1:
                 best = Fitted(epoch + 1, top1)
                 best_weights = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
-            state = {"module": module.state_dict(), "optimizer": optimizer.state_dict(), "best": [best.epoch, best.top1], "best_weights": best_weights, "epoch": epoch}
+            state = {
+                "module": module.state_dict(),
+                "optimizer": optimizer.state_dict(),
+                "best": [best.epoch, best.top1],
+                "best_weights": best_weights,
+                "epoch": epoch,
+            }
             save_checkpoint(state if ema is None else {**state, "ema": ema.state_dict()}, checkpoint)
             ctx.screen.note(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 on the choice images {top1:.4f}")
-    module.to("cpu", memory_format=torch.contiguous_format)
+    module.to("cpu").to(memory_format=torch.contiguous_format)
     module.load_state_dict(best_weights)
     module.eval()
     return best
 
 
 def _epoch(
-    module: nn.Module, how: Fit, ctx: Context, spec: InputSpec, epoch: int, steps: int, optimizer: Any, schedule: Any, ema: Any, target_of: Any,
-    device: torch.device, bar: Bar, best: Fitted,
+    module: nn.Module,
+    how: Fit,
+    ctx: Context,
+    spec: InputSpec,
+    epoch: int,
+    steps: int,
+    optimizer: Any,
+    schedule: Any,
+    ema: Any,
+    target_of: Any,
+    device: torch.device,
+    bar: Bar,
+    best: Fitted,
 ) -> float:
     """Train one epoch; returns the mean loss, or the first loss that is not finite."""
     import torch
@@ -138,7 +160,7 @@ def _epoch(
         if not math.isfinite(value):
             return value
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         done = epoch * steps + step + 1
         schedule.step_update(done)
@@ -184,7 +206,7 @@ def seed_all(*parts: int) -> None:
 
     word = np.random.SeedSequence(parts).generate_state(1)[0]
     torch.manual_seed(int(word))
-    np.random.seed(word)  # noqa: NPY002  timm's Mixup draws from it
+    np.random.seed(word)
 
 
 def _targets(how: Fit, classes: int) -> Any:
@@ -202,7 +224,7 @@ def _batches(images: ImageSet, how: Fit, spec: InputSpec, seed: int, epoch: int,
 
     order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * how.batch]
     workers = min(4, os.cpu_count() or 1) if len(order) >= MANY_IMAGES else 0
-    loader = DataLoader(
+    loader: DataLoader[Any] = DataLoader(
         _Samples(images, order, augmenter(how.augment, spec), seed, epoch),  # type: ignore[arg-type]
         batch_size=how.batch,
         num_workers=workers,

@@ -17,7 +17,17 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
     """Print to stdout; no colour where it is piped."""
     console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for head, justify in (("target", "left"), ("runtime", "left"), ("file", "left"), ("top-1", "right"), ("drop", "right"), ("p50 ms", "right"), ("speed-up", "right"), ("MB", "right"), ("verdict", "left")):
+    for head, justify in (
+        ("target", "left"),
+        ("runtime", "left"),
+        ("file", "left"),
+        ("top-1", "right"),
+        ("drop", "right"),
+        ("p50 ms", "right"),
+        ("speed-up", "right"),
+        ("MB", "right"),
+        ("verdict", "left"),
+    ):
         table.add_column(head, justify=justify)  # type: ignore[arg-type]
     for t in result["targets"]:
         latency = t["latency_s"]
@@ -34,7 +44,9 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
             Text(t["verdict"], style=COLOUR[t["verdict"]]),
         )
     console.print(table)
-    console.print(f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; drop in points, speed-up over the fastest float file of the same runtime")
+    console.print(
+        f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; drop in points, speed-up over the fastest float file of the same runtime"
+    )
     for t in result["targets"]:
         if not t["latency_s"]:
             console.print(Text(f"{t['name']}: latency {t['where']}; accuracy of {t['accuracy_where']}"))

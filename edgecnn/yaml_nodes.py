@@ -120,10 +120,10 @@ def dotted(path: Path) -> str:
     return text.removeprefix(".")
 
 
-def shown(text: str) -> str:
-    """`text` for a message: on one line, without control characters, not long."""
+def shown(text: str, most: int = 60) -> str:
+    """`text` for a message: on one line, without control characters, of at most `most` characters."""
     text = _CONTROL.sub("?", text).replace("\n", " ").replace("\t", " ")
-    return text if len(text) <= 60 else f"{text[:57]}..."
+    return text if len(text) <= most else f"{text[: most - 3]}..."
 
 
 def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node, list[Fault]]:
@@ -138,7 +138,7 @@ def read_yaml(text: str, source: str, *, lines: bool = True) -> tuple[Node, list
         UsageError: it is not YAML, is empty, or is too large or too deep to be a recipe.
     """
     if len(text) > MAX_BYTES:
-        raise UsageError(f"{source}: {len(text):,} characters, a recipe has at most {MAX_BYTES:,}. Is this the right file?")
+        raise UsageError(f"{source}: longer than {MAX_BYTES:,} characters, and a recipe never is. Is this the right file?")
     reader = _Reader(source, lines)
     try:
         events = yaml.parse(text, Loader=yaml.SafeLoader)

@@ -15,8 +15,21 @@ ORDER = [
     ["errors", "config", "__init__"],
     ["device"],
     ["screen"],
-    ["targets.calibration", "targets.base", "targets.onnx", "targets.qdq", "checkpoint", "simple_cnn", "sources", "data", "stages.base", "models", "train"],
+    [
+        "targets.calibration",
+        "targets.base",
+        "targets.onnx",
+        "targets.qdq",
+        "checkpoint",
+        "simple_cnn",
+        "sources",
+        "data",
+        "stages.base",
+        "models",
+        "train",
+    ],
     ["stages", "targets"],
+    ["yaml_nodes", "recipe_faults"],
     ["recipe", "store"],
     ["measure", "choose", "parity", "board_readme", "doctor", "report", "verdict"],
     ["floats", "deliver"],
@@ -25,7 +38,22 @@ ORDER = [
     ["__main__"],
 ]
 # What may be imported at the top of a file that `edgecnn --help` reads.
-HEAVY = {"torch", "torchvision", "timm", "onnx", "onnxruntime", "openvino", "nncf", "tensorrt", "tensorrt_rtx", "sklearn", "matplotlib", "datasets", "onnxslim", "safetensors"}
+HEAVY = {
+    "torch",
+    "torchvision",
+    "timm",
+    "onnx",
+    "onnxruntime",
+    "openvino",
+    "nncf",
+    "tensorrt",
+    "tensorrt_rtx",
+    "sklearn",
+    "matplotlib",
+    "datasets",
+    "onnxslim",
+    "safetensors",
+}
 
 
 def modules() -> dict[str, Path]:

@@ -440,21 +440,21 @@ def prune(value: Any, rng: random.Random, null: bool) -> Any:
 
 
 def test_any_field_may_be_missing_or_null(tmp_path: Path) -> None:
-    """120 results with a fifth of their fields gone or null each give a whole page."""
+    """40 results with a fifth of their fields gone or null each give a whole page."""
     rendered = 0
     small = failing()
     small["baseline"]["per_class"], small["targets"][0]["per_class"] = (
         small["baseline"]["per_class"][:25],
         small["targets"][0]["per_class"][:23],
     )
-    for seed in range(60):
+    for seed in range(20):
         for full in (passing(), small):
             page = Page(written(prune(full, random.Random(seed), null=seed % 2 == 0), tmp_path))
             assert page.open == []
             assert "Reproduce" in page.text
             assert not {"None", "nan"} & set(page.text.split())
             rendered += 1
-    assert rendered == 120
+    assert rendered == 40
 
 
 @pytest.mark.parametrize("field", ["targets", "stages", "reasons", "doubts", "data", "baseline", "environment", "promise"])

@@ -40,7 +40,9 @@ def parser(prog: str) -> argparse.ArgumentParser:
         sub.add_argument("--threads", type=_positive, default=1, help="threads of the runtime (default 1)")
         sub.add_argument("--provider", help="execution provider (onnxruntime) or device (OpenVINO); refused where it is not there")
         sub.add_argument(
-            "--runtime", choices=["onnxruntime"], help="run the bundle's ONNX graph in onnxruntime instead of its own runtime (TensorRT bundles)"
+            "--runtime",
+            choices=["onnxruntime"],
+            help="run the bundle's ONNX graph in onnxruntime instead of its own runtime (TensorRT bundles)",
         )
 
     add("verify", verify, "Check every file of the bundle against its digest.")
@@ -84,7 +86,11 @@ def build(arguments: argparse.Namespace) -> int:
     where = f"{gpu.name} {gpu.compute_capability}"
     engine, cached = cached_engine(tensorrt, arguments.bundle / manifest.model_file, manifest.model_sha256, where, batch=1)
     told = "was in the cache" if cached else "built"
-    _print(arguments, {"engine_bytes": len(engine), "cached": cached, "gpu": where, "built_by": tensorrt.name}, f"engine for {where} {told} ({tensorrt.name}).")
+    _print(
+        arguments,
+        {"engine_bytes": len(engine), "cached": cached, "gpu": where, "built_by": tensorrt.name},
+        f"engine for {where} {told} ({tensorrt.name}).",
+    )
     return 0
 
 
@@ -101,10 +107,16 @@ def run(arguments: argparse.Namespace) -> int:
         for path, image in zip(arguments.images, pixels, strict=True):
             probabilities = softmax(runner.infer(normalise(image[None], manifest.input)))[0]
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
-            answers.append({"image": str(path), "top": [{"label": manifest.labels[i], "index": int(i), "probability": float(probabilities[i])} for i in best]})
+            answers.append(
+                {
+                    "image": str(path),
+                    "top": [{"label": manifest.labels[i], "index": int(i), "probability": float(probabilities[i])} for i in best],
+                }
+            )
         told = {"provider": runner.provider, "runtime": runner.version}
     text = "\n".join(
-        f"{answer['image']}\n" + "\n".join(f"  {entry['probability']:6.1%}  {entry['label']}" for entry in answer["top"]) for answer in answers
+        f"{answer['image']}\n" + "\n".join(f"  {entry['probability']:6.1%}  {entry['label']}" for entry in answer["top"])
+        for answer in answers
     )
     _print(arguments, {**_identity(manifest), **told, "images": answers}, text)
     return 0
@@ -112,9 +124,10 @@ def run(arguments: argparse.Namespace) -> int:
 
 def bench(arguments: argparse.Namespace) -> int:
     from edgecnn.device.bench import measure, summary
-    from edgecnn.device.runtimes import open_runner
+    from edgecnn.device.runtimes import import_runtime, open_runner
 
     manifest = _opened(arguments)
+    import_runtime(manifest.runtime)  # before the clock runs: importing is not loading
     # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
     example = np.random.default_rng(0).standard_normal((arguments.batch, *manifest.input.shape)).astype(np.float32)
     result = measure(
@@ -142,7 +155,9 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise DataError(f"{folder}: no prepared images there. Copy the folder `evaluation` of the run here and name it with --data.")
     images = open_packed(folder)
     if images.geometry != manifest.input.geometry:
-        raise DataError(f"{folder}: prepared for another input than {arguments.bundle} takes. Use the images of the run that made the bundle.")
+        raise DataError(
+            f"{folder}: prepared for another input than {arguments.bundle} takes. Use the images of the run that made the bundle."
+        )
     with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
         logits = infer_all(runner, images, manifest.input)
         told = {"provider": runner.provider, "runtime": runner.version}
@@ -160,7 +175,9 @@ def _opened(arguments: argparse.Namespace) -> Manifest:
     manifest = verify_bundle(arguments.bundle)
     if arguments.runtime and manifest.runtime != arguments.runtime:
         if not manifest.model_file.endswith(".onnx"):
-            raise UsageError(f"{arguments.bundle}: {manifest.model_file} is not an ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime.")
+            raise UsageError(
+                f"{arguments.bundle}: {manifest.model_file} is not an ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime."
+            )
         manifest = replace(manifest, runtime=arguments.runtime)
     return manifest
 

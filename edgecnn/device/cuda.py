@@ -67,9 +67,21 @@ class Gpu:
 
     def upload(self, address: int, array: np.ndarray) -> None:
         """Copy C-contiguous `array` to the device, in stream order."""
-        self._call("cuMemcpyHtoDAsync_v2", ctypes.c_uint64(address), ctypes.c_void_p(array.ctypes.data), ctypes.c_size_t(array.nbytes), ctypes.c_void_p(self.stream))
+        self._call(
+            "cuMemcpyHtoDAsync_v2",
+            ctypes.c_uint64(address),
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(self.stream),
+        )
 
     def download(self, array: np.ndarray, address: int) -> None:
         """Fill C-contiguous `array` from the device and wait until it is there."""
-        self._call("cuMemcpyDtoHAsync_v2", ctypes.c_void_p(array.ctypes.data), ctypes.c_uint64(address), ctypes.c_size_t(array.nbytes), ctypes.c_void_p(self.stream))
+        self._call(
+            "cuMemcpyDtoHAsync_v2",
+            ctypes.c_void_p(array.ctypes.data),
+            ctypes.c_uint64(address),
+            ctypes.c_size_t(array.nbytes),
+            ctypes.c_void_p(self.stream),
+        )
         self._call("cuStreamSynchronize", ctypes.c_void_p(self.stream))

@@ -36,4 +36,5 @@ def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:
 def softmax(logits: np.ndarray) -> np.ndarray:
     """Probabilities along the last axis."""
     e: np.ndarray = np.exp(logits - logits.max(-1, keepdims=True))
-    return e / e.sum(-1, keepdims=True)
+    p: np.ndarray = e / e.sum(-1, keepdims=True)
+    return p

@@ -107,9 +107,7 @@ def read_manifest(path: Path) -> Manifest:
         raise IntegrityError(f"{path}: not a readable manifest ({fault}). Is this the folder of a bundle?") from None
     try:
         if data["schema"] > SCHEMA:
-            raise IntegrityError(
-                f"{path}: format {data['schema']} is newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn."
-            )
+            raise IntegrityError(f"{path}: format {data['schema']} is newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn.")
         known = {f.name for f in fields(Manifest)}
         data = {k: v for k, v in data.items() if k in known}
         data["input"] = InputSpec.from_json(data["input"])

@@ -45,7 +45,9 @@ def load_tensorrt() -> Tensorrt:
         except ImportError:
             continue
         return Tensorrt(module, package, module.__version__)
-    raise DeviceError("neither tensorrt nor tensorrt_rtx is installed. On a Jetson use JetPack's tensorrt; elsewhere: pip install tensorrt_rtx")
+    raise DeviceError(
+        "neither tensorrt nor tensorrt_rtx is installed. On a Jetson use JetPack's tensorrt; elsewhere: pip install tensorrt_rtx"
+    )
 
 
 def build_engine(tensorrt: Tensorrt, onnx: Path, *, batch: int = 1, compute_capability: str | None = None) -> bytes:

@@ -182,8 +182,8 @@ def latency_strips(strips: Sequence[Strip], ceilings: Sequence[Line], width: int
             text += f" · {beyond} slower, up to {milliseconds(samples[-1])} ms"
         name = _cut(strip.name, 24)
         out.append(_text(left + 4, floor - row + 24, name, "start", css="shipped"))
-        beside = (left + 12 + (_CHAR + 0.9) * len(name), floor - row + 24)
-        out.append(_text(*(beside if one_line else (left + 4, floor - row + 40)), text, "start", css="lost"))
+        text_x, text_y = (left + 12 + (_CHAR + 0.9) * len(name), floor - row + 24) if one_line else (left + 4, floor - row + 40)
+        out.append(_text(text_x, text_y, text, "start", css="lost"))
     return Markup("").join([*out, Markup("</svg>")])
 
 

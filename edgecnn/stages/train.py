@@ -25,11 +25,15 @@ class Train(Stage):
     optimizer: Literal["adamw", "sgd", "nadamw", "lion", "rmsprop"] = Field("adamw", description="timm's optimizer of that name.")
     weight_decay: float = Field(0.02, ge=0, description="Decoupled weight decay.")
     warmup_epochs: float = Field(1, ge=0, description="Epochs over which the learning rate rises from a hundredth.")
-    ema: float | None = Field(None, gt=0, lt=1, description="Decay of an exponential moving average of the weights, such as 0.999; left out, none.")
+    ema: float | None = Field(
+        None, gt=0, lt=1, description="Decay of an exponential moving average of the weights, such as 0.999; left out, none."
+    )
     mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0 is off.")
     cutmix: float = Field(0.0, ge=0, description="Alpha of cutmix; 0 is off.")
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the target spread over all classes.")
-    augment: Augment = Field("standard", description="none; light: small turns and shifts; standard: random crop and mirroring; strong: and TrivialAugment.")
+    augment: Augment = Field(
+        "standard", description="none; light: small turns and shifts; standard: random crop and mirroring; strong: and TrivialAugment."
+    )
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         settings = self.model_dump(exclude={"stage"})

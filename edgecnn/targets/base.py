@@ -27,7 +27,9 @@ class Promise(Config):
 
     accuracy_drop: float | None = Field(None, ge=0, le=1, description="Largest top-1 drop against the float model: 0.01 is one point.")
     min_accuracy: float | None = Field(None, ge=0, le=1, description="Smallest top-1 of the exported file.")
-    p90_latency_ms: float | None = Field(None, gt=0, description="Largest p90 latency of one image, in milliseconds, measured on the target.")
+    p90_latency_ms: float | None = Field(
+        None, gt=0, description="Largest p90 latency of one image, in milliseconds, measured on the target."
+    )
     size_mb: float | None = Field(None, gt=0, description="Largest size of the model's files, in megabytes of 1,000,000 bytes.")
 
 
@@ -62,7 +64,16 @@ class Source:
     histograms: Callable[[], Mapping[str, Histogram]]
     seed: int
 
-    def artifact(self, target: Target, candidate: Candidate, folder: Path, files: Mapping[str, Path], *, options: Mapping[str, str] | None = None, notes: Sequence[str] = ()) -> Artifact:
+    def artifact(
+        self,
+        target: Target,
+        candidate: Candidate,
+        folder: Path,
+        files: Mapping[str, Path],
+        *,
+        options: Mapping[str, str] | None = None,
+        notes: Sequence[str] = (),
+    ) -> Artifact:
         """Write `files` (name to source; the first is the model) as a bundle without evidence to `folder`."""
         manifest = write_bundle(
             folder,
@@ -86,7 +97,9 @@ class Source:
 class Target(Config):
     """Where a model goes. Subclasses add `runtime: Literal["name"]`."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so.")
+    name: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so."
+    )
     building: ClassVar[set[str]] = set()  # the settings that change what is built, and not only which is chosen
 
     runtime: str
@@ -95,8 +108,16 @@ class Target(Config):
     promise: Promise | None = Field(None, description="Replaces keys of the recipe's promise for this target.")
 
     def candidates(self) -> Sequence[Candidate]:
-        """The ways worth trying for `precision`, float before int8; empty where this runtime does not have it."""
+        """All ways to build for this runtime, float before int8. Float ones are built for comparison even where int8 is asked for."""
         raise NotImplementedError
+
+    def tried(self) -> list[Candidate]:
+        """The candidates that this target builds and measures: those that may ship, and every float one."""
+        return [c for c in self.candidates() if c.precision != "int8" or self.may_ship(c)]
+
+    def may_ship(self, candidate: Candidate) -> bool:
+        """Whether the recipe's precision lets it ship."""
+        return self.precision in ("auto", candidate.precision)
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         """Write the candidate to `folder`, which is not there yet."""

@@ -62,7 +62,9 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
             highs[name] = max(highs.get(name, 0.0), float(value.max()))
     for name in lows:
         if not np.isfinite([lows[name], highs[name]]).all():
-            raise DataError(f"activation {name!r} is not finite on a calibration image. Check the model's weights and the input's mean and std.")
+            raise DataError(
+                f"activation {name!r} is not finite on a calibration image. Check the model's weights and the input's mean and std."
+            )
     counts = {name: np.zeros(BINS, np.int64) for name in lows}
     for values in _over(run, images, spec):
         for name, value in values.items():
@@ -77,7 +79,10 @@ def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
     """Keep them as one .npz: names, ends, counts."""
     values = list(histograms.values())
     np.savez_compressed(
-        path, names=np.array(list(histograms)), ends=np.array([(h.low, h.high) for h in values]), counts=np.array([h.counts for h in values])
+        path,
+        names=np.array(list(histograms)),
+        ends=np.array([(h.low, h.high) for h in values]),
+        counts=np.array([h.counts for h in values]),
     )
 
 

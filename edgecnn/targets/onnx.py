@@ -101,7 +101,7 @@ def _reason(fault: BaseException) -> str:
     return next((line.strip() for line in str(fault).splitlines() if line.strip()), type(fault).__name__)[:300]
 
 
-def _HalfInside(module: nn.Module) -> nn.Module:  # noqa: N802  reads as the module it returns
+def _HalfInside(module: nn.Module) -> nn.Module:
     import torch
 
     class HalfInside(torch.nn.Module):

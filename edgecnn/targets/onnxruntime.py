@@ -25,7 +25,21 @@ from edgecnn.targets.calibration import ranges
 from edgecnn.targets.qdq import write_qdq
 
 CONV = ["Conv", "Gemm", "MatMul"]
-ALL = [*CONV, "Add", "AveragePool", "Clip", "Concat", "GlobalAveragePool", "MaxPool", "Mul", "ReduceMean", "Relu", "Reshape", "Sigmoid", "Transpose"]
+ALL = [
+    *CONV,
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "GlobalAveragePool",
+    "MaxPool",
+    "Mul",
+    "ReduceMean",
+    "Relu",
+    "Reshape",
+    "Sigmoid",
+    "Transpose",
+]
 
 
 class Onnxruntime(Target):
@@ -41,8 +55,7 @@ class Onnxruntime(Target):
             for calibration in ("minmax", "percentile", "mse")
         ]
         int8.append(Candidate("int8-conv", "int8", {"calibration": "percentile", "reduce_range": reduced, "only": CONV}))
-        every = [Candidate("fp32", "fp32", {}), *int8]
-        return [c for c in every if self.precision in ("auto", c.precision)]
+        return [Candidate("fp32", "fp32", {}), *int8]
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         if candidate.precision == "fp32":

@@ -31,14 +31,17 @@ class Openvino(Target):
     runtime: Literal["openvino"]
 
     def candidates(self) -> Sequence[Candidate]:
-        every = [Candidate("fp32", "fp32", {"compress": False, "hint": "f32"}), Candidate("fp16", "fp16", {"compress": True, "hint": "f32"})]
+        every = [
+            Candidate("fp32", "fp32", {"compress": False, "hint": "f32"}),
+            Candidate("fp16", "fp16", {"compress": True, "hint": "f32"}),
+        ]
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}))
         every += [
             Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}),
             Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}),
         ]
-        return [c for c in every if self.precision in ("auto", c.precision)]
+        return every
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         silence_openvino()

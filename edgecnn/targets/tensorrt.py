@@ -36,16 +36,19 @@ class Tensorrt(Target):
     building: ClassVar[set[str]] = {"compute_capability"}
 
     runtime: Literal["tensorrt"]
-    compute_capability: str = Field("86", pattern=r"^\d{2,3}$", description="GPU to build for as a check where there is none; tensorrt_rtx has 75, 80, 86, 89, 120, 121.")
+    compute_capability: str = Field(
+        "86",
+        pattern=r"^\d{2,3}$",
+        description="GPU to build for as a check where there is none; tensorrt_rtx has 75, 80, 86, 89, 120, 121.",
+    )
 
     def candidates(self) -> Sequence[Candidate]:
-        every = [
+        return [
             Candidate("fp32", "fp32", {}),
             Candidate("fp16", "fp16", {}),
             Candidate("int8-percentile", "int8", {"calibration": "percentile"}),
             Candidate("int8-mse", "int8", {"calibration": "mse"}),
         ]
-        return [c for c in every if self.precision in ("auto", c.precision)]
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         with tempfile.TemporaryDirectory() as work:
@@ -53,7 +56,9 @@ class Tensorrt(Target):
             if candidate.precision == "int8":
                 model = Path(work) / "model.onnx"
                 chosen = ranges(source.histograms(), candidate.how["calibration"], symmetric=True)
-                write_qdq(source.onnx, model, chosen, activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED)
+                write_qdq(
+                    source.onnx, model, chosen, activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED
+                )
             note = self._built_here(model)
             return source.artifact(self, candidate, folder, {"model.onnx": model}, notes=[note])
 
@@ -71,7 +76,10 @@ class Tensorrt(Target):
         if gpu_here():
             engine, where = build_engine(tensorrt, model), "this machine's GPU"
         elif tensorrt.package == "tensorrt_rtx":
-            engine, where = build_engine(tensorrt, model, compute_capability=self.compute_capability), f"compute capability {self.compute_capability}"
+            engine, where = (
+                build_engine(tensorrt, model, compute_capability=self.compute_capability),
+                f"compute capability {self.compute_capability}",
+            )
         else:
             return f"not built here: {tensorrt.name} needs a GPU to build"
         return f"built by {tensorrt.name} for {where}: {len(engine) / 1e6:.2f} MB engine"

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol
 
 import numpy as np
 
+from edgecnn.device.quiet import silence_openvino
 from edgecnn.device.spec import Manifest
 from edgecnn.errors import DeviceError
 
@@ -29,6 +33,13 @@ class Runner(Protocol):
     def __enter__(self) -> Runner: ...
 
     def __exit__(self, kind: type[BaseException] | None, fault: BaseException | None, trace: TracebackType | None) -> None: ...
+
+
+def import_runtime(runtime: str) -> None:
+    """Import the library of `runtime`; where it is not there, opening a runner says so."""
+    silence_openvino()
+    with suppress(ImportError):
+        importlib.import_module("tensorrt_rtx" if runtime == "tensorrt" and not find_spec("tensorrt") else runtime)
 
 
 def open_runner(folder: Path, manifest: Manifest, *, threads: int, provider: str | None = None, batch: int = 1) -> Runner:

@@ -27,9 +27,7 @@ class OrtRunner:
         wanted = provider or CPU
         offered = ort.get_available_providers()
         if wanted not in offered:
-            raise DeviceError(
-                f"onnxruntime offers {offered}, asked for {wanted!r}. Install a build of onnxruntime with it, or use {CPU}."
-            )
+            raise DeviceError(f"onnxruntime offers {offered}, asked for {wanted!r}. Install a build of onnxruntime with it, or use {CPU}.")
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

@@ -48,7 +48,8 @@ class TensorrtRunner:
         if not self._context.execute_async_v3(self._gpu.stream):
             raise DeviceError(f"{self.version} failed to run the engine on {self.provider}.")
         self._gpu.download(self._logits, self._buffers[self._output])
-        return self._logits.copy()
+        logits: np.ndarray = self._logits.copy()
+        return logits
 
     def __enter__(self) -> TensorrtRunner:
         return self
