@@ -173,6 +173,16 @@ def _lost(t: Tried, best: Tried) -> str:
     return f"not measurably faster than {best.candidate.name}, and agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
 
 
+def slower_than_float(tried: Sequence[Tried], chosen: Tried) -> list[str]:
+    """A sentence, where a float file of the same runtime is measurably faster than the one that ships."""
+    floats = [t for t in tried if t.candidate.precision != "int8" and t.p50_s and not t.void]
+    fastest = min(floats, key=lambda t: t.p50_s or 0.0, default=None)
+    if fastest is None or fastest is chosen or not chosen.p50_s or chosen.void or _as_fast(chosen, fastest):
+        return []
+    times = chosen.p50_s / (fastest.p50_s or 1.0)
+    return [f"{chosen.candidate.precision} is {times:.2f}x slower here than {fastest.candidate.name}; precision: auto ships the fastest"]
+
+
 def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, str]) -> list[dict[str, Any]]:
     """The candidates as result.json lists them; `speedup` is over the fastest float candidate."""
     floats = [t.p50_s for t in tried if t.candidate.precision != "int8" and t.p50_s is not None]

@@ -184,7 +184,7 @@ def models(
     from dataclasses import asdict
 
     from edgecnn.errors import UsageError
-    from edgecnn.models import find_models
+    from edgecnn.zoo import find_models
 
     found = find_models(pattern, limit)
     if not found:
@@ -225,7 +225,7 @@ def recipe_schema() -> int:
     """Print the JSON schema of recipes, for editors."""
     from edgecnn.recipe import schema_json
 
-    print(schema_json())
+    print(schema_json(), end="")
     return DONE
 
 
@@ -237,7 +237,7 @@ def recipe_init(
     """Print a commented recipe for a model and a data folder."""
     from edgecnn.recipe import init_recipe
 
-    print(init_recipe(model, str(data)))
+    print(init_recipe(model, str(data)), end="")
     return DONE
 
 

@@ -100,7 +100,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         "where": where["latency"],
         "accuracy_where": where["accuracy"],
         "parity": [step.to_json() for step in steps],
-        "notes": list(chosen.artifact.notes),
+        "notes": [*choose.slower_than_float(tried, chosen), *chosen.artifact.notes],
     }
     bundle = _bundle(run, target, chosen.artifact, evidence)
     run.screen.say(

@@ -15,12 +15,14 @@ from edgecnn.data import Data, ImageSet, pack
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
-from edgecnn.models import build, count_macs, count_parameters, load_model, model_digest
+from edgecnn.models import load_model, model_digest
+from edgecnn.networks import build
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
 from edgecnn.store import Entry, Store
 from edgecnn.train import predict, seed_all
+from edgecnn.zoo import count_macs, count_parameters
 
 
 @dataclass(frozen=True)
@@ -112,6 +114,14 @@ def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
 
     entry = run.store.once("images", {"data": run.data.digest, "split": split, "geometry": spec.geometry}, make)
     return open_packed(entry.folder), entry.folder
+
+
+def link_evaluation(run: Run, model: Float) -> None:
+    """Let `evaluation` in the run folder be the prepared evaluation images, where `edgecnn eval` looks for them."""
+    folder = images(run, "evaluation", model.input)[1]
+    link = run.store.root / "evaluation"
+    link.unlink(missing_ok=True)
+    link.symlink_to(folder.relative_to(run.store.root))
 
 
 def _save(model: TorchModel, work: Path) -> dict[str, Any]:

@@ -12,14 +12,10 @@ and what the recipe says under `model.input` wins. Two rules where the recipe ch
 from __future__ import annotations
 
 import difflib
-import fnmatch
 import importlib
 import importlib.util
-import inspect
 import math
 import re
-import sys
-import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,8 +28,10 @@ from edgecnn.checkpoint import differences, fit_weights, load_weights
 from edgecnn.config import Config
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import Fit, InputSpec, Interpolation
-from edgecnn.errors import EdgecnnError, ModelError
+from edgecnn.errors import ModelError
+from edgecnn.networks import build, first_words, head_names, here_on_path, skeleton, users_code
 from edgecnn.stages.base import TorchModel
+from edgecnn.zoo import nearest, zoo_names
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -254,7 +252,7 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
     except (RuntimeError, ValueError, AssertionError, TypeError) as fault:  # such as a transformer whose patches do not divide the size
         shape = " x ".join(map(str, arch.input.shape))
         raise ModelError(
-            f"model: {config.title} cannot be built for an input of {shape} ({_line(fault)}). Change model.input.size."
+            f"model: {config.title} cannot be built for an input of {shape} ({first_words(fault)}). Change model.input.size."
         ) from None
     if weights is not None:
         if config.in_chans == 1:
@@ -278,38 +276,6 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
     return TorchModel(module.eval(), arch.input, tuple(names.get(i, f"class {i}") for i in range(count)), origin)
 
 
-def build(origin: Mapping[str, Any]) -> nn.Module:
-    """The module that `TorchModel.origin` names, in eval mode, float32, with random weights to be replaced by saved ones.
-
-    Raises:
-        ModelError: the source no longer offers this model, or cannot build it like this.
-    """
-    classes = {} if origin.get("num_classes") is None else {"num_classes": origin["num_classes"]}
-    source, name, chans = origin["source"], origin["name"], origin["in_chans"]
-    module: nn.Module
-    if source == "python":
-        module = _call(name, {**classes, "in_chans": chans})
-    elif source == "edgecnn":
-        from edgecnn.simple_cnn import SimpleCNN
-
-        if not classes:
-            raise ModelError(
-                f"model: edgecnn {name} needs a number of outputs, and data.class_index leaves that to the model. Leave class_index out."
-            )
-        module = SimpleCNN(**classes, in_chans=chans, **origin["options"])
-    elif source == "timm":
-        import timm
-
-        module = timm.create_model(name, pretrained=False, in_chans=chans, **classes, **origin["options"])
-    else:
-        from torchvision.models import get_model
-
-        module = get_model(name, weights=None, **classes, **origin["options"])
-        if chans == 1:
-            _make_grey(module)
-    return module.float().eval()
-
-
 def model_digest(config: ModelConfig) -> dict[str, Any]:
     """What decides the loaded model, JSON-able: the settings, and the content of the files they name.
 
@@ -323,7 +289,7 @@ def model_digest(config: ModelConfig) -> dict[str, Any]:
             load_weights(path)  # says what is wrong with it
         parts["checkpoint_sha256"] = sha256_file(path)
     if isinstance(config, PythonModel):
-        with _here_on_path(), _users_code(config.entry):
+        with here_on_path(), users_code(config.entry):
             spec = importlib.util.find_spec(config.entry.partition(":")[0])
         if spec is not None and spec.origin is not None and Path(spec.origin).is_file():
             parts["code_sha256"] = sha256_file(Path(spec.origin))
@@ -331,26 +297,6 @@ def model_digest(config: ModelConfig) -> dict[str, Any]:
 
 
 # ---- the head ----
-
-
-def head_names(origin: Mapping[str, Any]) -> frozenset[str]:
-    """Names of the tensors whose shape follows the number of classes."""
-    shapes = [{name: tensor.shape for name, tensor in _skeleton({**origin, "num_classes": n}).state_dict().items()} for n in (5, 7)]
-    return frozenset(name for name, shape in shapes[0].items() if shapes[1].get(name) != shape)
-
-
-def _skeleton(origin: Mapping[str, Any]) -> nn.Module:
-    """The module without memory for its weights, where its code allows that. Leaves torch's generator as it was."""
-    import torch
-
-    with torch.random.fork_rng(devices=[]):
-        if origin["source"] != "python":  # the user's code may do anything, and is called in the ordinary way only
-            try:
-                with torch.device("meta"):
-                    return build(origin)
-            except NotImplementedError:  # it computes with its own weights while it is built, as RegNet does
-                pass
-        return build(origin)
 
 
 def _outputs_of(weights: Mapping[str, Tensor], head: frozenset[str]) -> int | None:
@@ -388,30 +334,15 @@ def _check_forward(module: nn.Module, spec: InputSpec, title: str) -> int:
         with torch.inference_mode():
             logits = module(torch.zeros(2, *spec.shape))
     except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as fault:
-        raise ModelError(f"model: {title} cannot take an input of {shape} ({_line(fault)}). Change model.input.size or in_chans.") from None
+        raise ModelError(
+            f"model: {title} cannot take an input of {shape} ({first_words(fault)}). Change model.input.size or in_chans."
+        ) from None
     if not isinstance(logits, torch.Tensor) or logits.ndim != 2 or logits.shape[0] != 2 or not logits.shape[1]:
         found = f"a tensor {tuple(logits.shape)}" if isinstance(logits, torch.Tensor) else type(logits).__name__
         raise ModelError(f"model: {title} returns {found} for 2 images, not one row of logits each. Choose a classification model.")
     if not bool(torch.isfinite(logits).all()):
         raise ModelError(f"model: {title} returns NaN or infinity for a grey image. Its weights are damaged; take another checkpoint.")
     return int(logits.shape[1])
-
-
-# ---- grey input ----
-
-
-def _make_grey(module: nn.Module) -> None:
-    """Let the first convolution take one channel."""
-    from torch import nn
-
-    for name, layer in module.named_modules():
-        if isinstance(layer, nn.Conv2d) and layer.in_channels == 3 and layer.groups == 1:
-            same: Any = {key: getattr(layer, key) for key in ("out_channels", "kernel_size", "stride", "padding", "dilation")}
-            grey = nn.Conv2d(1, bias=layer.bias is not None, **same)
-            parent, _, last = name.rpartition(".")
-            setattr(module.get_submodule(parent), last, grey)
-            return
-    raise ModelError("model.in_chans: found no first convolution of three channels to make grey. Set in_chans: 3.")
 
 
 def _grey(weights: Mapping[str, Tensor], module: nn.Module) -> Mapping[str, Tensor]:
@@ -503,7 +434,8 @@ def _timm(config: TimmModel) -> Architecture:
             module = timm.create_model(
                 config.name, pretrained=True, pretrained_cfg_overlay={"file": file} if file else None, in_chans=config.in_chans, **options
             )
-        return module.state_dict()
+        weights: Mapping[str, Tensor] = module.state_dict()
+        return weights
 
     origin = {"source": "timm", "name": config.name, "in_chans": config.in_chans, "options": options}
     return Architecture(origin, published.num_classes or None, spec, download if published.has_weights else None, f"{base}.{published.tag}")
@@ -592,54 +524,6 @@ def _python(config: PythonModel) -> Architecture:
     return Architecture({"source": "python", "name": config.entry, "in_chans": config.in_chans, "options": {}}, None, spec)
 
 
-def _call(entry: str, offered: dict[str, Any]) -> nn.Module:
-    """Import and call the user's `module:function` with those of `offered` that it takes."""
-    from torch import nn
-
-    where, _, name = entry.partition(":")
-    with _here_on_path(), _users_code(entry):
-        found = importlib.import_module(where)
-        function = getattr(found, name, None)
-        if not callable(function):
-            near = difflib.get_close_matches(name, [key for key, value in vars(found).items() if callable(value)], 3)
-            raise ModelError(f"model.entry: {where} has no function {name!r}{'; nearest: ' + ', '.join(near) if near else ''}. Mend entry.")
-        takes = inspect.signature(function).parameters
-        free = any(p.kind is p.VAR_KEYWORD for p in takes.values())
-        module = function(**{key: value for key, value in offered.items() if free or key in takes})
-    if not isinstance(module, nn.Module):
-        raise ModelError(f"model.entry: {entry} returned {type(module).__name__}, not a torch.nn.Module. Return the module.")
-    return module
-
-
-@contextmanager
-def _here_on_path() -> Iterator[None]:
-    """The current folder first on the import path, as `python -m` has it."""
-    here = str(Path.cwd())
-    sys.path.insert(0, here)
-    try:
-        yield
-    finally:
-        sys.path.remove(here)
-
-
-@contextmanager
-def _users_code(entry: str) -> Iterator[None]:
-    """Turn whatever the user's code raises into one line that names the place in it."""
-    try:
-        yield
-    except EdgecnnError:
-        raise
-    except ModuleNotFoundError as fault:
-        raise ModelError(
-            f"model.entry: {entry}: no module {fault.name!r} in {Path.cwd()} or installed. Run from the folder that holds it."
-        ) from None
-    except Exception as fault:
-        last = traceback.extract_tb(fault.__traceback__)[-1]
-        raise ModelError(
-            f"model.entry: {entry} failed at {last.filename}:{last.lineno} ({type(fault).__name__}: {_line(fault)}). Mend it there."
-        ) from None
-
-
 @contextmanager
 def _downloading(title: str) -> Iterator[None]:
     """Turn a failed download into one line. The model itself was found before, so what fails here is the download."""
@@ -647,13 +531,9 @@ def _downloading(title: str) -> Iterator[None]:
         yield
     except Exception as fault:
         raise ModelError(
-            f"model.pretrained: the published weights of {title} could not be downloaded ({type(fault).__name__}: {_line(fault)}). "
+            f"model.pretrained: the published weights of {title} could not be downloaded ({type(fault).__name__}: {first_words(fault)}). "
             "Connect this computer, or give checkpoint: with a file of weights that you have."
         ) from None
-
-
-def _line(fault: BaseException) -> str:
-    return " ".join(str(fault).split())[:160] or "no reason given"
 
 
 def _renamed(weights: Mapping[str, Tensor], present: Callable[[str], str | None]) -> Mapping[str, Tensor]:
@@ -664,29 +544,9 @@ def _renamed(weights: Mapping[str, Tensor], present: Callable[[str], str | None]
     return new
 
 
-# ---- names ----
-
-
-def _zoo() -> dict[str, list[str]]:
-    """The names each zoo offers."""
-    import timm
-    from torchvision import models
-
-    return {"timm": timm.list_models(), "torchvision": models.list_models(module=models)}
-
-
-def _near(name: str, names: list[str], count: int) -> list[str]:
-    """The names most like `name`, whatever its case and punctuation."""
-    plain = {re.sub(r"[^a-z0-9]", "", key.lower()): key for key in reversed(names)}
-    wanted = re.sub(r"[^a-z0-9]", "", name.lower())
-    longer = [key for short, key in plain.items() if wanted and short.startswith(wanted)]
-    alike = [plain[short] for short in difflib.get_close_matches(wanted, plain, count, 0.6)]
-    return list(dict.fromkeys([*alike, *sorted(longer, key=len)]))[:count]
-
-
 def _unknown(source: str, name: str) -> ModelError:
-    zoo = _zoo()
-    near = _near(name, zoo[source], 5)
+    zoo = zoo_names()
+    near = nearest(name, zoo[source], 5)
     message = f"model.name: {source} has no model {name!r}" + (f"; nearest: {', '.join(near)}." if near else ".")
     for other in zoo:
         if other != source and (there := next((key for key in zoo[other] if key == name.partition(".")[0]), None)):
@@ -699,94 +559,14 @@ def _fitting(config: ModelConfig, weights: Mapping[str, Tensor]) -> str:
     if not isinstance(config, TimmModel | TorchvisionModel):
         return ""
     stem = re.sub(r"[^a-z0-9]", "", Path(config.checkpoint or "").name.lower())
-    for source, names in _zoo().items():
+    for source, names in zoo_names().items():
         in_file = [key for key in names if len(key) > 5 and stem.startswith(re.sub(r"[^a-z0-9]", "", key))]
-        likely = [*sorted(in_file, key=len, reverse=True)[:3], *_near(config.name, names, 5)]
+        likely = [*sorted(in_file, key=len, reverse=True)[:3], *nearest(config.name, names, 5)]
         for name in dict.fromkeys(likely):
             if (source, name) == (config.source, config.name):
                 continue
-            module = _skeleton({"source": source, "name": name, "in_chans": config.in_chans, "options": {}})
+            module = skeleton({"source": source, "name": name, "in_chans": config.in_chans, "options": {}})
             head = head_names({"source": source, "name": name, "in_chans": config.in_chans, "options": {}})
             if not differences(module, weights, head):
                 return f" It fits {source}'s {name}: set source: {source}, name: {name}."
     return ""
-
-
-@dataclass(frozen=True)
-class Found:
-    """A model of a zoo.
-
-    Attributes:
-        parameters: number of weights, with the published head.
-        macs: multiply-accumulates of one image of the native input, or None where they cannot be counted.
-        input: native C, H, W.
-        pretrained: whether weights are published.
-    """
-
-    source: str
-    name: str
-    parameters: int
-    macs: int | None
-    input: tuple[int, int, int]
-    pretrained: bool
-
-
-def find_models(pattern: str, limit: int = 20) -> list[Found]:
-    """The classification models of timm and torchvision whose name matches `pattern`, counted without loading weights.
-
-    Args:
-        pattern: part of a name, or with `*`, `?` and `[]` the whole name. Case does not matter.
-    """
-    pattern = pattern.lower()
-    wanted = pattern if any(sign in pattern for sign in "*?[") else f"*{pattern}*"
-    names = [(source, name) for source, all_names in _zoo().items() for name in all_names if fnmatch.fnmatchcase(name.lower(), wanted)]
-    names.sort(key=lambda pair: (pair[1].lower() != pattern, not pair[1].lower().startswith(pattern), pair[1], pair[0]))
-    return [_found(source, name) for source, name in names[:limit]]
-
-
-def _found(source: str, name: str) -> Found:
-    shape, pretrained = _native(source, name)
-    options = {"aux_logits": False} if source == "torchvision" and name in ("googlenet", "inception_v3") else {}
-    module = _skeleton({"source": source, "name": name, "in_chans": 3, "options": options})
-    try:
-        macs = count_macs(module, shape)
-    except Exception:  # not every network runs without memory, and a table row is no reason to fail
-        macs = None
-    return Found(source, name, count_parameters(module), macs, shape, pretrained)
-
-
-def _native(source: str, name: str) -> tuple[tuple[int, int, int], bool]:
-    if source == "timm":
-        import timm
-
-        config: Any = timm.get_pretrained_cfg(name)
-        return tuple(config.input_size), bool(config.has_weights)
-    from torchvision.models import get_model_weights
-
-    size = get_model_weights(name)["DEFAULT"].transforms().crop_size[0]
-    return (3, size, size), True
-
-
-def count_parameters(module: nn.Module) -> int:
-    """Number of learned weights; batch norm's running statistics are not among them."""
-    return sum(parameter.numel() for parameter in module.parameters())
-
-
-def count_macs(module: nn.Module, shape: tuple[int, int, int]) -> int:
-    """Multiply-accumulates of one image: convolutions, linear layers and attention, as torch counts them.
-
-    Args:
-        shape: C, H, W. The image is made where the module's weights are, also on the meta device.
-    """
-    import torch
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
-    training = module.training
-    module.eval()
-    try:
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            module(torch.zeros(1, *shape, device=device))
-    finally:
-        module.train(training)
-    return int(counter.get_total_flops()) // 2

@@ -16,7 +16,7 @@ from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA
 from edgecnn.errors import DeviceError
-from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models
+from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, link_evaluation
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
@@ -47,6 +47,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         preflight(run)
         models, stages = float_models(run)
         first = baseline(recipe, models)
+        link_evaluation(run, models[-1])
         source = source_of(run, models[-1])
         targets = [deliver(run, target, source, models[-1], first) for target in recipe.targets]
         result = {

@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 
 from edgecnn.config import Config
 from edgecnn.errors import DataError, UsageError
-from edgecnn.models import ModelConfig, find_models
+from edgecnn.models import ModelConfig
 from edgecnn.recipe_faults import described, explained
 from edgecnn.sources import DataConfig
 from edgecnn.stages import AnyStage
@@ -28,6 +28,7 @@ from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Promise
 from edgecnn.yaml_nodes import MAX_BYTES, MAX_DEPTH, Fault, Mark, Node, core_scalar, dotted, read_yaml, shown
 from edgecnn.yaml_nodes import Path as Keys
+from edgecnn.zoo import find_models
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 SCHEMA_LINE = "# yaml-language-server: $schema=recipe.schema.json"

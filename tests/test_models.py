@@ -14,9 +14,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from edgecnn.errors import ModelError
-from edgecnn.models import ModelConfig, build, count_macs, count_parameters, find_models, head_names, load_model, model_digest
+from edgecnn.models import ModelConfig, load_model, model_digest
+from edgecnn.networks import build, head_names
 from edgecnn.simple_cnn import SimpleCNN
 from edgecnn.stages.base import TorchModel
+from edgecnn.zoo import count_macs, count_parameters, find_models
 
 SHARED = Path(__file__).parent.parent.parent / "shared" / "models"
 RECIPE: TypeAdapter[Any] = TypeAdapter(ModelConfig)
