@@ -21,7 +21,8 @@ def board_readme(manifest: Manifest) -> str:
     notes = "".join(f"- {note}\n" for note in e.get("notes", []))
     return f"""# {manifest.name}: {manifest.runtime}, {manifest.precision}
 
-Made by edgecnn from the recipe `{manifest.recipe}` ({manifest.recipe_sha256[:12]}). The model is `{manifest.model_file}`, sha256 `{manifest.model_sha256}`.
+Made by edgecnn from the recipe `{manifest.recipe}` ({manifest.recipe_sha256[:12]}).
+The model is `{manifest.model_file}`, sha256 `{manifest.model_sha256}`.
 
 - top-1 {e["top1"]:.2%} on {e["n"]} images ({-100 * e["top1_drop"]:+.2f} points against the float model): {e["accuracy_where"]}
 - latency: {timed}

@@ -1,8 +1,8 @@
 """Which candidate ships, and whether the promise is kept.
 
-Every candidate is built, and its accuracy on the choice images and its latency are measured on the exported file. The fastest that keeps
-the promise wins; when two are too close to tell, the one that agrees more with the float model does. The verdict is then made on the evaluation images,
-which the choice never saw.
+Every candidate is built, and its accuracy on the choice images and its latency are measured on the exported file. The fastest that
+keeps the promise wins; when two are too close to tell, the one that agrees more with the float model does. The verdict is then made on
+the evaluation images, which the choice never saw.
 """
 
 from __future__ import annotations
@@ -170,7 +170,12 @@ def _lost(t: Tried, best: Tried) -> str:
         return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
     if not _as_fast(t, best):
         return f"slower than {best.candidate.name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
-    return f"not measurably faster than {best.candidate.name}, and agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+    if t.agreement == best.agreement and t.top1 == best.top1:
+        return f"not measurably faster or better than {best.candidate.name}, which comes first"
+    return (
+        f"not measurably faster than {best.candidate.name}, and agrees less with the float model: "
+        f"{t.agreement:.2%} against {best.agreement:.2%}"
+    )
 
 
 def slower_than_float(tried: Sequence[Tried], chosen: Tried) -> list[str]:

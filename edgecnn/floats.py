@@ -83,7 +83,7 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         models.append(_measured(run, entry))
         rows.append(_row(run, stage.stage, models[-1], entry))
         run.screen.say(
-            f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} evaluation images{' (found done)' if entry.resumed else ''}"
+            f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} images{' (found done)' if entry.resumed else ''}"
         )
     return models, rows
 

@@ -1,7 +1,7 @@
 """The one training loop, and evaluation of a torch model.
 
-Everything random is seeded from (seed, epoch, step or image), never from what ran before. So the same seed gives the same weights on a CPU, a
-run that was killed goes on as if it had not been, and the number of loading processes changes nothing.
+Everything random is seeded from (seed, epoch, step or image), never from what ran before. So the same seed gives the same weights on a CPU,
+a run that was killed goes on as if it had not been, and the number of loading processes changes nothing.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
             loss = _epoch(module, how, ctx, model.input, epoch, steps, optimizer, schedule, ema, target_of, device, bar, best)
             if not math.isfinite(loss):
                 raise ModelError(
-                    f"stages: train: the loss is {loss} in epoch {epoch + 1}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, then run again; "
-                    "delete the run folder's work to start over."
+                    f"stages: train: the loss is {loss} in epoch {epoch + 1}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, "
+                    "then run again: the recipe has changed, so training starts over."
                 )
             judged = ema.module if ema is not None else module
             top1 = float((predict(judged, choice, model.input).argmax(1) == choice.labels).mean())

@@ -45,7 +45,8 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
         )
     console.print(table)
     console.print(
-        f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; drop in points, speed-up over the fastest float file of the same runtime"
+        f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; "
+        "drop in points, speed-up over the fastest float file of the same runtime"
     )
     for t in result["targets"]:
         if not t["latency_s"]:

@@ -134,7 +134,8 @@ def test_device_works_without_torch_pydantic_and_yaml() -> None:
 def test_help_imports_nothing_heavy() -> None:
     """`edgecnn --help` and `doctor` load no big library, which is why they are quick."""
     for words in (["--help"], ["doctor"], ["recipe", "--help"]):
-        code = f"import sys\nsys.argv = ['edgecnn', *{words!r}]\nfrom edgecnn.__main__ import main\ntry:\n    main()\nexcept SystemExit:\n    pass\n"
+        code = f"import sys\nsys.argv = ['edgecnn', *{words!r}]\nfrom edgecnn.__main__ import main\n"
+        code += "try:\n    main()\nexcept SystemExit:\n    pass\n"
         code += f"loaded = {sorted(HEAVY)!r}\nprint('LOADED', [m for m in loaded if m in sys.modules], file=sys.stderr)"
         done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, check=False)
         assert "LOADED []" in done.stderr, (words, done.stderr)

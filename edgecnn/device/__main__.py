@@ -165,7 +165,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         np.save(arguments.logits, logits)
     got = accuracy(logits, images.labels)
     low, high = got.interval
-    text = f"{_line(manifest)}\ntop-1 {got.top1:.2%} of {got.n} images (95 % interval {low:.2%} to {high:.2%}), {told['runtime']} on {told['provider']}"
+    text = f"{_line(manifest)}\ntop-1 {got.top1:.2%} of {got.n} images (95 % interval {low:.2%} to {high:.2%}), {told['runtime']}, {told['provider']}"
     _print(arguments, {**_identity(manifest), **told, **asdict(got), "data_sha256": images.sha256}, text)
     return 0
 
@@ -176,7 +176,7 @@ def _opened(arguments: argparse.Namespace) -> Manifest:
     if arguments.runtime and manifest.runtime != arguments.runtime:
         if not manifest.model_file.endswith(".onnx"):
             raise UsageError(
-                f"{arguments.bundle}: {manifest.model_file} is not an ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime."
+                f"{arguments.bundle}: {manifest.model_file} is no ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime."
             )
         manifest = replace(manifest, runtime=arguments.runtime)
     return manifest

@@ -1,10 +1,10 @@
 """TensorRT: one ONNX graph that says its own precision, fp32, fp16 or int8, built on the board that runs it.
 
-int8 is explicit QDQ in TensorRT's form: symmetric int8 activations per tensor, symmetric int8 weights per channel, biases in float. TensorRT 11
-knows only strongly typed networks, so precision must be in the graph; the same graph builds with TensorRT 10 and with tensorrt_rtx.
+int8 is explicit QDQ in TensorRT's form: symmetric int8 activations per tensor, symmetric int8 weights per channel, biases in float.
+TensorRT 11 knows only strongly typed networks, so precision must be in the graph; the same graph builds with TensorRT 10 and tensorrt_rtx.
 
-Engines are never shipped. Where tensorrt or tensorrt_rtx is installed, the graph is parsed and built here for real; tensorrt_rtx needs no GPU for
-that. Without a GPU nothing is run: accuracy is then that of the same graph in onnxruntime, and there is no latency.
+Engines are never shipped. Where tensorrt or tensorrt_rtx is installed, the graph is parsed and built here for real; tensorrt_rtx needs
+no GPU for that. Without a GPU nothing is run: accuracy is then that of the same graph in onnxruntime, and there is no latency.
 Source: NVIDIA TensorRT documentation, "Working with Quantized Types".
 """
 
