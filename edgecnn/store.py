@@ -84,7 +84,7 @@ class Store:
         Args:
             kind: of step, part of the key.
             inputs: everything that decides the result and is not code; JSON-able.
-            make: writes its files into the folder it is given, which holds what an interrupted attempt left there; returns facts, JSON-able.
+            make: writes its files into the folder it is given, which holds what an interrupted attempt left there; returns facts.
         """
         key = key_of(kind, inputs)
         folder = self.root / "store" / f"{kind}-{key}"
@@ -153,7 +153,7 @@ def open_store(out: Path, recipe_name: str) -> Iterator[Store]:
     free = shutil.disk_usage(out).free
     if free < MIN_FREE_BYTES:
         raise ResourceError(
-            f"--out {out}: only {free >> 20} MiB free on its disk, a run needs {MIN_FREE_BYTES >> 20} or more. Free some, or choose another."
+            f"--out {out}: {free >> 20} MiB free on its disk, a run needs {MIN_FREE_BYTES >> 20} or more. Free some, or choose another."
         )
     with _locked(out / "run.lock"):
         write_atomically(owner, json.dumps({"name": recipe_name}).encode())

@@ -165,7 +165,8 @@ def evaluate(arguments: argparse.Namespace) -> int:
         np.save(arguments.logits, logits)
     got = accuracy(logits, images.labels)
     low, high = got.interval
-    text = f"{_line(manifest)}\ntop-1 {got.top1:.2%} of {got.n} images (95 % interval {low:.2%} to {high:.2%}), {told['runtime']}, {told['provider']}"
+    where = f"{told['runtime']}, {told['provider']}"
+    text = f"{_line(manifest)}\ntop-1 {got.top1:.2%} of {got.n} images (95 % interval {low:.2%} to {high:.2%}), {where}"
     _print(arguments, {**_identity(manifest), **told, **asdict(got), "data_sha256": images.sha256}, text)
     return 0
 
