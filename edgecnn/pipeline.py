@@ -21,7 +21,7 @@ from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
 from edgecnn.report import write_report
-from edgecnn.screen import Screen
+from edgecnn.screen import Screen, noise_kept
 from edgecnn.store import LIBRARIES, open_store
 from edgecnn.targets.base import Source, installed
 from edgecnn.targets.calibration import collect
@@ -41,7 +41,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         screen: where progress is shown.
     """
     begun = time.monotonic()
-    with open_store(out, recipe.name) as store:
+    with open_store(out, recipe.name) as store, noise_kept(out / "run.log"):
         screen = replace(screen, log=out / "run.log")
         run = Run(recipe, load_data(recipe.data, recipe.seed, screen), store, screen)
         preflight(run)
@@ -66,7 +66,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             "stages": stages,
             "targets": targets,
             "environment": {"machine": circumstances(), "versions": {"edgecnn": __version__, **installed(*LIBRARIES)}},
-            "doubts": list(run.data.doubts),
+            "doubts": [*run.data.doubts, *_coarse(run)],
             "resumed": store.made == 0,
             "seconds": time.monotonic() - begun,
         }
@@ -121,6 +121,16 @@ def preflight(run: Run) -> None:
 
     targets = [t.model_dump(mode="json", exclude={"promise"}) for t in run.recipe.targets]
     run.store.once("preflight", {"model": first_inputs(run), "targets": targets, "data": run.data.digest}, check)
+
+
+def _coarse(run: Run) -> list[str]:
+    """A doubt, where one evaluation image weighs more than the drop that is promised."""
+    n, drop = len(run.data.evaluation), run.recipe.promise.accuracy_drop
+    if not drop or n * drop >= 1:
+        return []
+    return [
+        f"only {n} evaluation images: one is {100 / n:.2g} points, more than the {100 * drop:g} promised, so the verdict on accuracy says little"
+    ]
 
 
 def _data_facts(data: Data) -> dict[str, Any]:
