@@ -128,9 +128,8 @@ def _coarse(run: Run) -> list[str]:
     n, drop = len(run.data.evaluation), run.recipe.promise.accuracy_drop
     if not drop or n * drop >= 1:
         return []
-    return [
-        f"only {n} evaluation images: one is {100 / n:.2g} points, more than the {100 * drop:g} promised, so the verdict on accuracy says little"
-    ]
+    weight = f"{100 / n:.2g} points, more than the {100 * drop:g} promised"
+    return [f"only {n} evaluation images: one of them is {weight}, so the verdict on accuracy says little"]
 
 
 def _data_facts(data: Data) -> dict[str, Any]:
