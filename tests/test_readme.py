@@ -17,10 +17,11 @@ ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 # What makes the long ones short: the same command with these behind it. Verdicts do not matter here, so nothing is promised.
 SHORT = "--set stages.train.epochs=1 --set bench.processes=1 --set bench.seconds=0.05 --set promise.accuracy_drop=1"
+OFFLINE = "--set model.pretrained=false --set model.input.size=64"
 ADDED = {
     "edgecnn compress --recipe recipes/int8.yaml --out out/int8": SHORT,
-    "edgecnn compress --recipe flowers.yaml --dry-run": "--set model.pretrained=false --set model.input.size=64",  # no network in the tests
-    "edgecnn compress --recipe flowers.yaml --out out/flowers": f"{SHORT} --set model.pretrained=false --set model.input.size=64 --set targets.jetson.precision=fp32",
+    "edgecnn compress --recipe flowers.yaml --dry-run": OFFLINE,
+    "edgecnn compress --recipe flowers.yaml --out out/flowers": f"{SHORT} {OFFLINE} --set targets.jetson.precision=fp32",
 }
 # Run by other tests, or by the tests being here at all.
 ELSEWHERE = ("make ", "pip install")
