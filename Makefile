@@ -17,13 +17,16 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 unit: $(VENV)/ready
-	$(BIN)/pytest -m "not slow and not shared and not gpu"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not shared and not gpu"
 
 test-shared: $(VENV)/ready  ## needs the measuring data in ../shared
 	$(BIN)/pytest -m shared
 
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
+
+test-arm64: $(VENV)/ready  ## a bundle on an emulated arm64 Debian; as root, with debootstrap, qemu-user-static and binfmt-support
+	$(BIN)/pytest -n0 -s tests/test_arm64.py
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

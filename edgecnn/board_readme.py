@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from edgecnn.device.spec import Manifest
 
-_INSTALL = {"onnxruntime": "onnxruntime", "openvino": "openvino", "tensorrt": "tensorrt"}
+_INSTALL = {
+    "onnxruntime": "pip install numpy Pillow onnxruntime",
+    "openvino": "pip install numpy Pillow openvino",
+    "tensorrt": "pip install numpy Pillow              # tensorrt comes with JetPack; elsewhere: pip install tensorrt_rtx",
+}
 
 
 def board_readme(manifest: Manifest) -> str:
@@ -19,6 +23,11 @@ def board_readme(manifest: Manifest) -> str:
         else ""
     )
     notes = "".join(f"- {note}\n" for note in e.get("notes", []))
+    takes = (
+        f"uint8, N x {spec.height} x {spec.width} x {spec.channels}{', RGB' * (spec.channels == 3)}: pixels, which the file normalises"
+        if manifest.takes == "uint8"
+        else f"float32, N x {spec.channels} x {spec.height} x {spec.width}, `(pixel / 255 - mean) / std`"
+    )
     return f"""# {manifest.name}: {manifest.runtime}, {manifest.precision}
 
 Made by edgecnn from the recipe `{manifest.recipe}` ({manifest.recipe_sha256[:12]}).
@@ -27,18 +36,24 @@ The model is `{manifest.model_file}`, sha256 `{manifest.model_sha256}`.
 - top-1 {e["top1"]:.2%} on {e["n"]} images ({-100 * e["top1_drop"]:+.2f} points against the float model): {e["accuracy_where"]}
 - latency: {timed}
 {notes}
-Input: {spec.channels} x {spec.height} x {spec.width}, float32, N x C x H x W, `(pixel / 255 - mean) / std`; `manifest.json` has the rest.
+Input: {takes}; how images are resized and cropped is in `manifest.json`, and the program in `edgecnn/` does it.
 Outputs: logits, one for each line of `labels.txt`.
 
 ## On the board
 
-Python 3.10 or newer.
+Python 3.10 or newer. The program for the board is in this folder; run it from here.
 
-    pip install 'edgecnn[{_INSTALL[manifest.runtime]}]'
+    {_INSTALL[manifest.runtime]}
     python3 -m edgecnn.device verify .          # is every file as it was made?
-{build}    python3 -m edgecnn.device run . photo.jpg
+{build}    python3 -m edgecnn.device verify . --run    # does this board compute what was measured?
+    python3 -m edgecnn.device run . photo.jpg   # or a folder, or --watch FOLDER, or --camera 0
     python3 -m edgecnn.device bench .           # how fast is it here?
     python3 -m edgecnn.device eval . --data evaluation    # the folder `evaluation` of the run, copied here
 
-`sha256sum -c SHA256SUMS` checks the files too.
+`sha256sum -c SHA256SUMS` checks the files too. In a program of your own:
+
+    from edgecnn.device.model import Model
+
+    with Model.open(".") as model:
+        print(model.predict("photo.jpg"))       # [(label, probability), ...], the best first
 """

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from edgecnn import __version__
-from edgecnn.errors import DONE, PromiseBroken, guarded
+from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded
 
 app = typer.Typer(
     name="edgecnn",
@@ -23,6 +23,8 @@ app = typer.Typer(
 )
 recipe_app = typer.Typer(help="Write and check recipes.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(recipe_app, name="recipe")
+device_app = typer.Typer(help="Boards that answer ssh.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(device_app, name="device")
 
 RecipeFile = Annotated[Path, typer.Option("--recipe", "-r", help="The recipe, a YAML file.")]
 Settings = Annotated[
@@ -36,8 +38,9 @@ BOARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_
 
 def run() -> int:
     """Run the command line and return the exit code."""
-    # What kills a run politely must end its children and leave the lock free, as Ctrl-C does.
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
+    # What kills a run politely must end its children and leave the lock free, as Ctrl-C does. Not by raising SIGINT: a job started
+    # with `&` in a script ignores that one.
+    signal.signal(signal.SIGTERM, _interrupt)
     code = 0
 
     def call() -> int:
@@ -46,15 +49,23 @@ def run() -> int:
             code = app(standalone_mode=False) or DONE
         except typer.Exit as leave:
             code = leave.exit_code
+        except typer.Abort:
+            code = INTERRUPTED
         except Exception as fault:
             usage = _usage_line(fault)
             if usage is None:
                 raise
             print(usage, file=sys.stderr)
             code = 2
+        if code == INTERRUPTED:  # typer swallows Ctrl-C; the line that says how to go on is ours
+            raise KeyboardInterrupt
         return code
 
     return guarded(call)
+
+
+def _interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _usage_line(fault: Exception) -> str | None:
@@ -121,9 +132,9 @@ def compress(
 
 def _board(name: str, text: str) -> None:
     def command(context: typer.Context) -> int:
-        from edgecnn.device.__main__ import main
+        from edgecnn.boards import command
 
-        return main([name, *context.args], prog="edgecnn")
+        return command([name, *context.args])
 
     command.__doc__ = text
     app.command(name, context_settings=BOARD, add_help_option=False)(command)
@@ -133,10 +144,100 @@ for _name, _text in {
     "verify": "Check every file of a bundle against its digest.",
     "eval": "Measure the accuracy of a bundle on prepared images.",
     "run": "Classify image files with a bundle.",
-    "bench": "Measure the latency of a bundle on this machine.",
     "build": "Build the TensorRT engine of a bundle for this machine's GPU.",
+    "pack": "Write a bundle as one file, an .edgecnn archive.",
+    "unpack": "Check an .edgecnn archive and write its bundle.",
+    "sign": "Sign a bundle with an SSH key.",
 }.items():
     _board(_name, _text)
+
+
+@app.command()
+def bench(
+    models: Annotated[list[Path], typer.Argument(metavar="A [B]...", help="Bundles, .onnx or OpenVINO .xml files; A is the baseline.")],
+    threads: Annotated[str, typer.Option(help="Of the runtime; several as 1,2,4.")] = "1",
+    batch: Annotated[int, typer.Option(min=1, max=100_000, help="Images per inference.")] = 1,
+    seconds: Annotated[
+        float, typer.Option("--min-time", "--seconds", min=1e-9, max=3600, help="Steady-state seconds in each process.")
+    ] = 1.0,
+    processes: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes for each; five is the least that tells two apart.")] = 5,
+    runtime: Annotated[str | None, typer.Option(help="Run ONNX graphs in onnxruntime or openvino instead of their own.")] = None,
+    provider: Annotated[str | None, typer.Option(help="Execution provider (onnxruntime) or device (OpenVINO).")] = None,
+    on: Annotated[str | None, typer.Option(metavar="BOARD", help="ssh://user@board[:port], or a name of `edgecnn device list`.")] = None,
+    profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, layer by layer.")] = False,
+    seed: Annotated[int | None, typer.Option(help="Of the order of the processes; left out: another each time.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Measure the latency of models, in fresh processes that take turns, and tell which is faster, or that it cannot be told."""
+    from dataclasses import asdict
+
+    from edgecnn import bench as host
+    from edgecnn.remote import on as connected
+    from edgecnn.screen import Screen
+
+    counts = host.numbers(threads)
+    options = [*(["--runtime", runtime] if runtime else []), *(["--provider", provider] if provider else [])]
+    with connected(on) as board:
+        if profile:
+            found = host.profiles(models, threads=counts[0], batch=batch, seconds=seconds, options=options, board=board)
+            print(json.dumps([asdict(each) for each in found]) if as_json else host.layers_text(found))
+            return DONE
+        compared = host.bench(
+            models,
+            threads=counts,
+            batch=batch,
+            seconds=seconds,
+            processes=processes,
+            options=options,
+            screen=Screen(quiet=as_json),
+            board=board,
+            seed=seed,
+        )
+    if as_json:
+        print(json.dumps(compared.to_json()))
+    else:
+        _table(host.HEAD, host.rows(compared))
+        print("\n".join(host.remarks(compared)))
+    return DONE
+
+
+@device_app.command("add")
+def device_add(
+    name: Annotated[str, typer.Argument(help="Your name for the board.")],
+    address: Annotated[str, typer.Argument(help="ssh://user@board[:port][/path/to/its/python]")],
+    fingerprint: Annotated[str | None, typer.Option(help="Accept the board's host key if this is its SHA256 fingerprint.")] = None,
+) -> int:
+    """Remember a board, after its host key was compared and it answered."""
+    from edgecnn.boards import add
+
+    add(name, address, fingerprint)
+    return DONE
+
+
+@device_app.command("check")
+def device_check(
+    board: Annotated[str, typer.Argument(help="A name of `edgecnn device list`, or an address.")], as_json: Json = False
+) -> int:
+    """Connect to a board and tell what it is."""
+    from edgecnn.boards import check
+
+    print(check(board, as_json=as_json))
+    return DONE
+
+
+@device_app.command("list")
+def device_list(as_json: Json = False) -> int:
+    """List the boards that were added."""
+    from dataclasses import asdict
+
+    from edgecnn.remote import registered
+
+    boards = registered()
+    if as_json:
+        print(json.dumps({name: asdict(address) for name, address in boards.items()}))
+    else:
+        _table(("name", "address", "python"), [(name, address, address.python) for name, address in boards.items()])
+    return DONE
 
 
 @app.command()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import time
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,18 +14,23 @@ import numpy as np
 
 from edgecnn import choose
 from edgecnn.board_readme import board_readme
+from edgecnn.board_runtime import board_runtime
+from edgecnn.bom import BOM, ml_bom
+from edgecnn.card import CARD, model_card
 from edgecnn.choose import Tried
 from edgecnn.device.bundle import SUMS, verify_bundle, write_bundle
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.files import sha256_file
-from edgecnn.device.machine import identity
-from edgecnn.device.spec import Artifact, Result, read_manifest
+from edgecnn.device.golden import ABOUT, VECTORS, synthesise, write_golden
+from edgecnn.device.packed import write_packed
+from edgecnn.device.spec import Artifact, Manifest, Result, read_manifest
 from edgecnn.device.stats import summarise
 from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError
 from edgecnn.floats import Float, Run, images
-from edgecnn.measure import evaluate, latencies
+from edgecnn.measure import evaluate, identity_of, latencies
 from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
+from edgecnn.remote import on
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
@@ -96,11 +102,13 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         "drop_interval": drop_interval(baseline.evaluation, logits, labels),
         "agreement": steps[-1].agreement,
         "n": got.n,
+        "interval": got.interval,
         "latency_s": latency,
         "where": where["latency"],
         "accuracy_where": where["accuracy"],
         "parity": [step.to_json() for step in steps],
         "notes": [*choose.slower_than_float(tried, chosen), *chosen.artifact.notes],
+        "made_from": _made_from(run, source),
     }
     bundle = _bundle(run, target, chosen.artifact, evidence)
     run.screen.say(
@@ -168,7 +176,8 @@ def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> t
     stand_in = target.measured_as()
 
     def make(work: Path) -> dict[str, Any]:
-        return evaluate(artifact.folder, folder, work / "logits.npy", threads=target.threads, runtime=stand_in)
+        with on(target.device) as board:
+            return evaluate(artifact.folder, folder, work / "logits.npy", threads=target.threads, runtime=stand_in, board=board)
 
     inputs = {
         "file": artifact.manifest.digests,
@@ -176,7 +185,7 @@ def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> t
         "images": packed.sha256,
         "runtime": stand_in or target.runtime,
     }
-    entry = run.store.once("accuracy", {**inputs, "machine": identity()}, make)
+    entry = run.store.once("accuracy", {**inputs, "machine": identity_of(target.device)}, make)
     return np.load(entry.folder / "logits.npy"), entry.facts
 
 
@@ -189,19 +198,27 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
 
     def make(work: Path) -> None:
         run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
-        results = latencies(
-            {name: artifact.folder for name, artifact in able.items()},
-            threads=target.threads,
-            processes=bench.processes,
-            seconds=bench.seconds,
-            seed=run.recipe.seed,
-        )
+        with on(target.device) as board:
+            results = latencies(
+                {name: artifact.folder for name, artifact in able.items()},
+                threads=target.threads,
+                processes=bench.processes,
+                seconds=bench.seconds,
+                seed=run.recipe.seed,
+                board=board,
+            )
         (work / "results.json").write_text(json.dumps({name: [asdict(r) for r in each] for name, each in results.items()}))
 
     files = {name: [artifact.manifest.digests, artifact.manifest.options] for name, artifact in able.items()}
     entry = run.store.once(
         "latency",
-        {"files": files, "threads": target.threads, "bench": bench.model_dump(), "machine": identity(), "runtime": target.runtime},
+        {
+            "files": files,
+            "threads": target.threads,
+            "bench": bench.model_dump(),
+            "machine": identity_of(target.device),
+            "runtime": target.runtime,
+        },
         make,
     )
     results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
@@ -228,7 +245,7 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
 
 def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:
     threads = f"{target.threads} thread" + ("s" if target.threads > 1 else "")
-    here = f"this machine ({identity()['cpu']}), {told['runtime']} {told['provider']}, {threads}"
+    here = f"{target.device or 'this machine'} ({identity_of(target.device)['cpu']}), {told['runtime']} {told['provider']}, {threads}"
     if measured_here:
         return {"latency": here, "accuracy": here}
     return {
@@ -250,11 +267,53 @@ def _bundle(run: Run, target: AnyTarget, artifact: Artifact, evidence: dict[str,
     # The raw samples stay in result.json: a board has no use for them.
     if manifest.evidence["latency_s"]:
         del manifest.evidence["latency_s"]["samples"]
+    golden = _golden(run, target, artifact)
+    extra = {name: (golden / name).read_bytes() for name in (VECTORS, ABOUT)} | board_runtime()
     try:
-        there = verify_bundle(folder) == manifest
-    except IntegrityError:
+        before = verify_bundle(folder)
+        there = replace(before, made="") == manifest and all(
+            (folder / name).read_bytes() == content for name, content in (extra | _documents(before)).items()
+        )
+    except (IntegrityError, FileNotFoundError):
         there = False
     if not there:
+        manifest = replace(manifest, made=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
         files = {name: artifact.folder / name for name in manifest.digests}
-        write_bundle(folder, manifest, files, board_readme(manifest))
+        write_bundle(folder, manifest, files, board_readme(manifest), extra | _documents(manifest))
     return sha256_file(folder / SUMS)
+
+
+def _documents(manifest: Manifest) -> dict[str, bytes]:
+    return {CARD: model_card(manifest).encode(), BOM: ml_bom(manifest).encode()}
+
+
+def _made_from(run: Run, source: Source) -> dict[str, Any]:
+    """Names and digests, without the folders of whoever made it."""
+    config = run.recipe.data
+    name = str(getattr(config, "path", "") or getattr(config, "name", "") or config.source)
+    return {
+        "model": run.recipe.model.title,
+        "stages": [stage.stage for stage in run.recipe.stages],
+        "data": Path(name).name if config.source in ("imagefolder", "arrays") or name[0] in "/.~" else name,
+        "data_sha256": run.data.digest,
+        "calibration_n": len(source.calibration.labels),
+        "calibration_sha256": run.data.calibration_sha256,
+    }
+
+
+def _golden(run: Run, target: AnyTarget, artifact: Artifact) -> Path:
+    """The folder of the artifact's golden vectors, computed by the file itself."""
+    manifest, stand_in = artifact.manifest, target.measured_as()
+
+    def make(work: Path) -> None:
+        images = synthesise(manifest.input)
+        ids = [str(i) for i in range(len(images))]
+        write_packed(work / "images", ids, np.zeros(len(ids), np.int64), images, manifest.input.geometry)
+        with on(target.device) as board:
+            told = evaluate(artifact.folder, work / "images", work / "logits.npy", threads=target.threads, runtime=stand_in, board=board)
+        where = f"{told['runtime']} {told['provider']}, {identity_of(target.device)['cpu']}"
+        write_golden(work, manifest, images, np.load(work / "logits.npy"), where)
+
+    machine = identity_of(target.device)
+    inputs = {"file": manifest.digests, "options": manifest.options, "runtime": stand_in or target.runtime, "machine": machine}
+    return run.store.once("golden", inputs, make).folder

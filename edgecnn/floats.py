@@ -16,6 +16,7 @@ from edgecnn.device.evaluate import accuracy
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
 from edgecnn.models import load_model, model_digest
+from edgecnn.narrow import as_metadata
 from edgecnn.networks import build
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
@@ -63,19 +64,22 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
     entry = run.store.once("model", first_inputs(run), lambda work: _save(first_model(run), work))
     models = [_measured(run, entry)]
     rows = [_row(run, "load", models[0], entry)]
+    unpruned: Callable[[], TorchModel] | None = None
     for position, stage in enumerate(run.recipe.stages):
         before = models[-1]
+        if stage.prunes and unpruned is None:
+            unpruned = before.load  # a stage that prunes works on a copy
 
-        def make(work: Path, stage: Any = stage, before: Float = before) -> dict[str, Any]:
+        def make(work: Path, stage: Any = stage, before: Float = before, unpruned: Any = unpruned) -> dict[str, Any]:
             begun = time.monotonic()
             run.screen.say(f"stage {stage.stage}")
-            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen))
-            return {**_save(model, work), "seconds": time.monotonic() - begun}
+            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned))
+            return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}
 
         inputs = {
             "before": before.key,
             "position": position,
-            "stage": stage.model_dump(mode="json"),
+            "stage": {**stage.model_dump(mode="json"), **stage.inputs()},
             "data": run.data.digest,
             "seed": run.recipe.seed,
         }
@@ -102,7 +106,7 @@ def first_inputs(run: Run) -> dict[str, Any]:
 def first_model(run: Run) -> TorchModel:
     """The model as the recipe names it, new weights drawn from the recipe's seed."""
     seed_all(run.recipe.seed)
-    return load_model(run.recipe.model, run.data.outputs, run.data.names, trains=any(s.stage == "train" for s in run.recipe.stages))
+    return load_model(run.recipe.model, run.data.outputs, run.data.names, trains=any(s.trains for s in run.recipe.stages))
 
 
 def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
@@ -127,7 +131,8 @@ def link_evaluation(run: Run, model: Float) -> None:
 def _save(model: TorchModel, work: Path) -> dict[str, Any]:
     from safetensors.torch import save_file
 
-    save_file({name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}, work / "weights.safetensors")
+    weights = {name: tensor.contiguous() for name, tensor in model.module.state_dict().items()}
+    save_file(weights, work / "weights.safetensors", as_metadata(model.origin))
     return {
         "origin": model.origin,
         "input": asdict(model.input),
@@ -171,5 +176,5 @@ def _row(run: Run, name: str, model: Float, entry: Entry) -> dict[str, Any]:
         "macs": model.facts["macs"],
         "seconds": entry.facts.get("seconds", 0.0),
         "resumed": entry.resumed,
-        "notes": [],
+        "notes": entry.facts.get("notes", []),
     }

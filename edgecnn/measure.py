@@ -1,28 +1,34 @@
 """Measures an exported file the way a board would: by `python -m edgecnn.device` in a fresh process, never inside this one.
 
 A process of its own keeps torch's threads and memory out of the figure; contenders take turns in random order, so that a machine
-that slows down slows all of them.
+that slows down slows all of them. The same commands run on this machine or, through a `remote.Board`, on a board.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
 import os
 import random
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import edgecnn
+from edgecnn.device.machine import identity
 from edgecnn.device.spec import Result
 from edgecnn.errors import DeviceError
+from edgecnn.remote import Board, Out, on, printable
 
 TIMEOUT_S = 3600
 
 
-def evaluate(bundle: Path, images: Path, logits: Path, *, threads: int, runtime: str | None = None) -> dict[str, Any]:
+def evaluate(
+    bundle: Path, images: Path, logits: Path, *, threads: int, runtime: str | None = None, board: Board | None = None
+) -> dict[str, Any]:
     """Run every prepared image through the bundle's file; `logits` gets N x classes float32.
 
     Args:
@@ -31,6 +37,7 @@ def evaluate(bundle: Path, images: Path, logits: Path, *, threads: int, runtime:
         logits: `.npy` to write.
         threads: of the runtime.
         runtime: another runtime to run the same graph in, or None for the bundle's own.
+        board: where; None is this machine.
 
     Returns:
         What `eval --json` prints: top1, n, interval, provider, runtime, file_sha256 ...
@@ -38,26 +45,99 @@ def evaluate(bundle: Path, images: Path, logits: Path, *, threads: int, runtime:
     Raises:
         DeviceError: the runtime refuses the file, or the process died.
     """
-    return device("eval", bundle, "--data", images, "--logits", logits, "--threads", threads, *(("--runtime", runtime) if runtime else ()))
+    options = ("--runtime", runtime) if runtime else ()
+    return device("eval", bundle, "--data", images, "--logits", Out(logits), "--threads", threads, *options, board=board)
 
 
-def latencies(bundles: Mapping[str, Path], *, threads: int, processes: int, seconds: float, seed: int) -> dict[str, list[Result]]:
+def latencies(
+    bundles: Mapping[str, Path], *, threads: int, processes: int, seconds: float, seed: int, board: Board | None = None
+) -> dict[str, list[Result]]:
     """Time each bundle in `processes` fresh processes of `seconds` steady state each, all taking turns in random order."""
-    results: dict[str, list[Result]] = {name: [] for name in bundles}
-    order = random.Random(seed)
-    for _ in range(processes):
-        names = list(bundles)
-        order.shuffle(names)
-        for name in names:
-            results[name].append(Result.from_json(device("bench", bundles[name], "--seconds", seconds, "--threads", threads)))
+
+    def once(name: str) -> Result:
+        return bench(bundles[name], "--seconds", seconds, "--threads", threads, board=board)
+
+    return interleaved(list(bundles), once, processes, random.Random(seed))
+
+
+@functools.cache
+def identity_of(address: str | None) -> dict[str, Any]:
+    """The machine at `address` (None is this one), as far as it decides speed and rounding."""
+    if address is None:
+        return identity()
+    with on(address) as board:
+        told: dict[str, Any] = device("machine", board=board)["identity"]
+    return told
+
+
+def interleaved(
+    names: Sequence[str], once: Callable[[str], Result], rounds: int, order: random.Random, told: Callable[[str], None] = lambda name: None
+) -> dict[str, list[Result]]:
+    """Measure each of `names` once in each of `rounds`, every round in an order of its own.
+
+    Args:
+        names: the contenders.
+        once: measures one of them in a fresh process.
+        rounds: how often.
+        order: of the contenders in each round.
+        told: is called with the contender that is about to be measured.
+    """
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    for _ in range(rounds):
+        for name in order.sample(list(names), len(names)):
+            told(name)
+            results[name].append(once(name))
     return results
 
 
-def device(*words: object) -> dict[str, Any]:
-    """Run one command of the board's half and return the JSON it prints."""
+def bench(bundle: Path, *options: object, board: Board | None = None) -> Result:
+    """One measurement in one fresh process.
+
+    Raises:
+        DeviceError: also where the answer is not what a measurement can be, as that of a board that lies.
+    """
+    answer = device("bench", bundle, *options, board=board)
+    try:
+        result = Result.from_json(answer)
+        times = [result.load_s, result.first_s, *result.samples_s, *result.warmup_s]
+        real = bool(result.samples_s) and all(isinstance(t, float) and math.isfinite(t) and t >= 0 for t in times)
+        real &= isinstance(result.void, str) and all(isinstance(doubt, str) for doubt in result.doubts)
+        real &= isinstance(result.peak_rss_bytes, int) and isinstance(result.circumstances, dict)
+    except TypeError:
+        real = False
+    if not real:
+        raise DeviceError(f"{bundle}: the answer is no measurement: {printable(json.dumps(answer))[:200]}. Is the board's Python sound?")
+    return result
+
+
+def device(*words: object, board: Board | None = None) -> dict[str, Any]:
+    """Run one command of the board's half, here or on `board`, and return the JSON it prints.
+
+    Args:
+        words: of the command; a Path is a file or folder that it reads, an `Out` a file that it writes.
+        board: where; None is this machine.
+    """
+    if board is None:
+        code, out, err = _here(words)
+    else:
+        code, out, err = board.run(*words, "--json", timeout_s=TIMEOUT_S)
+    if code:
+        lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
+        raise DeviceError(printable(lines[-1].removeprefix("edgecnn: ")))
+    try:
+        answer = json.loads(out)
+    except (ValueError, RecursionError):
+        answer = None
+    if not isinstance(answer, dict):
+        raise DeviceError(f"{words[0]}: the answer is no JSON object: {printable(out[:200])!r}. Is the board's Python sound?")
+    return answer
+
+
+def _here(words: Sequence[object]) -> tuple[int, str, str]:
     package = str(Path(edgecnn.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
-    command = [sys.executable, "-m", "edgecnn.device", *map(str, words), "--json"]
+    texts = [str(word.path) if isinstance(word, Out) else str(word) for word in words]
+    command = [sys.executable, "-m", "edgecnn.device", *texts, "--json"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "PYTHONPATH": path}, check=False
@@ -66,8 +146,4 @@ def device(*words: object) -> dict[str, Any]:
         raise DeviceError(
             f"{words[0]} {words[1]}: no answer in {TIMEOUT_S} s. The runtime hangs on this file; try another candidate."
         ) from None
-    if done.returncode:
-        lines = [line for line in done.stderr.splitlines() if line.strip()] or [f"died with exit code {done.returncode}"]
-        raise DeviceError(lines[-1].removeprefix("edgecnn: "))
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return done.returncode, done.stdout, done.stderr

@@ -29,8 +29,9 @@ from edgecnn.config import Config
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import Fit, InputSpec, Interpolation
 from edgecnn.errors import ModelError
+from edgecnn.narrow import record_in
 from edgecnn.networks import build, first_words, head_names, here_on_path, skeleton, users_code
-from edgecnn.stages.base import TorchModel
+from edgecnn.torch_model import TorchModel
 from edgecnn.zoo import nearest, zoo_names
 
 if TYPE_CHECKING:
@@ -233,6 +234,8 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
         path = Path(config.checkpoint).expanduser()
         weights = load_weights(path)
         origin["weights"] = {"checkpoint": path.name, "sha256": sha256_file(path)}
+        if (record := record_in(path)) is not None:
+            origin["pruned"] = record
     elif isinstance(config, TimmModel | TorchvisionModel) and config.pretrained:
         if arch.published is None:
             raise ModelError(

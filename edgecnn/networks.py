@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.errors import EdgecnnError, ModelError
+from edgecnn.narrow import narrow
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,6 +48,8 @@ def build(origin: Mapping[str, Any]) -> nn.Module:
         module = get_model(name, weights=None, **classes, **origin["options"])
         if chans == 1:
             _make_grey(module)
+    if "pruned" in origin:
+        narrow(module, origin["pruned"]["layers"])
     return module.float().eval()
 
 

@@ -20,6 +20,7 @@ from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, floa
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
+from edgecnn.remote import on
 from edgecnn.report import write_report
 from edgecnn.screen import Screen, noise_kept
 from edgecnn.store import LIBRARIES, open_store
@@ -116,7 +117,10 @@ def preflight(run: Run) -> None:
         for target in run.recipe.targets:
             candidate = next(c for c in target.candidates() if target.may_ship(c))
             artifact = target.build(candidate, source, work / target.name)
-            evaluate(artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as())
+            with on(target.device) as board:
+                evaluate(
+                    artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as(), board=board
+                )
             run.screen.say("; ".join([f"  {target.name}: {target.runtime} {candidate.precision} builds and runs", *artifact.notes]))
 
     targets = [t.model_dump(mode="json", exclude={"promise"}) for t in run.recipe.targets]

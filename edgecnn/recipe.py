@@ -24,6 +24,7 @@ from edgecnn.models import ModelConfig
 from edgecnn.recipe_faults import described, explained
 from edgecnn.sources import DataConfig
 from edgecnn.stages import AnyStage
+from edgecnn.stages.distil import Distil
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Promise
 from edgecnn.yaml_nodes import MAX_BYTES, MAX_DEPTH, Fault, Mark, Node, core_scalar, dotted, read_yaml, shown
@@ -230,19 +231,36 @@ def _names_differ(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 
 def _weights_come_from_somewhere(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
-    if not recipe.model.has_weights and not any(stage.stage == "train" for stage in recipe.stages):
+    if not recipe.model.has_weights and not any(stage.trains for stage in recipe.stages):
         yield ("model",), "random weights, and no stage trains them. Set pretrained: true, give a checkpoint, or add a train stage."
 
 
 def _training_has_images(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     if recipe.data.split.train == 0:
         for i, stage in enumerate(recipe.stages):
-            if stage.stage == "train":
+            if stage.trains:
                 yield ("stages", i), "trains, and data.split.train is 0. Leave out the stage, or that key."
 
 
+def _stages_in_order(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    trained, pruned = recipe.model.has_weights, False
+    for i, stage in enumerate(recipe.stages):
+        if stage.prunes and not trained:
+            yield ("stages", i), "prunes random weights: which channels matter is not known yet. Put a train stage before it."
+        if isinstance(stage, Distil) and stage.teacher == "before-pruning" and not pruned:
+            yield ("stages", i, "teacher"), "before-pruning, and no stage before this one prunes. Put prune before it, or name a model."
+        if isinstance(stage, Distil) and stage.teacher != "before-pruning" and not stage.teacher.has_weights:
+            yield ("stages", i, "teacher"), "a teacher with random weights. Set pretrained: true, or give its checkpoint."
+        trained, pruned = trained or stage.trains, pruned or stage.prunes
+
+
 # Each takes a well-typed recipe and yields where it cannot work, and why.
-CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (_names_differ, _weights_come_from_somewhere, _training_has_images)
+CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (
+    _names_differ,
+    _weights_come_from_somewhere,
+    _training_has_images,
+    _stages_in_order,
+)
 
 
 # ---- a recipe to start from

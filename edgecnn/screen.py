@@ -6,13 +6,15 @@ import contextlib
 import io
 import logging
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 
 class Bar(Protocol):
@@ -72,17 +74,51 @@ class Screen:
             yield line
 
 
+_NOISE_LOG: ContextVar[Path | None] = ContextVar("noise_log", default=None)
+
+
+@contextmanager
+def noise_kept(log: Path) -> Iterator[None]:
+    """Let `hushed` append to `log` what it keeps off the terminal."""
+    token = _NOISE_LOG.set(log)
+    try:
+        yield
+    finally:
+        _NOISE_LOG.reset(token)
+
+
 @contextmanager
 def hushed() -> Iterator[None]:
     """Keep a library's chatter off the terminal: warnings, log records and stray prints of Python code.
 
-    What a library raises still comes through; what it prints is lost, so wrap only calls whose results are checked.
+    What a library raises still comes through; what it says goes to the log of `noise_kept`, or is lost where there is none.
     """
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        warnings.simplefilter("ignore")
-        before = logging.root.manager.disable
-        logging.disable(logging.CRITICAL)
+    terminal = {id(sys.stdout): sys.stdout, id(sys.stderr): sys.stderr}
+    noise = io.StringIO()
+    moved = [(handler, handler.stream) for handler in _stream_handlers() if id(handler.stream) in terminal]
+    with warnings.catch_warnings(), contextlib.redirect_stdout(noise), contextlib.redirect_stderr(noise):
+        warnings.simplefilter("default")
+        for handler, _ in moved:
+            handler.setStream(noise)
         try:
             yield
         finally:
-            logging.disable(before)
+            for handler, stream in moved:
+                handler.setStream(stream)
+            for handler in _stream_handlers():  # made meanwhile, by an import
+                if handler.stream is noise:
+                    handler.setStream(sys.__stderr__)
+            log, text = _NOISE_LOG.get(), noise.getvalue().strip()
+            if log is not None and text:
+                Screen(log=log).note("said by a library:\n" + textwrap.indent(text, "    "))
+
+
+def _stream_handlers() -> list[logging.StreamHandler[Any]]:
+    """Handlers of every logger that write to a stream and not to a file."""
+    loggers = [logging.root, *(logger for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger))]
+    return [
+        handler
+        for logger in loggers
+        for handler in logger.handlers
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+    ]

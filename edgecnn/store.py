@@ -40,6 +40,7 @@ LIBRARIES = (
     "onnxruntime",
     "openvino",
     "nncf",
+    "torch-pruning",
     "tensorrt",
     "tensorrt_rtx",
     "Pillow",
@@ -145,10 +146,13 @@ def open_store(out: Path, recipe_name: str) -> Iterator[Store]:
         raise UsageError(f"--out {out}: not writable. Choose another folder, or mend its rights.")
     owner = out / "recipe.json"
     if owner.exists():
-        name = json.loads(owner.read_text()).get("name")
+        try:
+            name = json.loads(owner.read_text())["name"]
+        except (ValueError, KeyError, TypeError):
+            raise UsageError(f"{owner}: not the record of an edgecnn run. Choose another folder, or remove that file.") from None
         if name != recipe_name:
             raise UsageError(f"--out {out}: belongs to the recipe {name!r}, this one is {recipe_name!r}. Choose another folder.")
-    elif any(p.name != "run.lock" for p in out.iterdir()):
+    elif any(p.name != "run.lock" and not (p.name.startswith(".recipe.json.") and p.suffix == ".tmp") for p in out.iterdir()):
         raise UsageError(f"--out {out}: holds files that are not of an edgecnn run. Choose a new or empty folder.")
     free = shutil.disk_usage(out).free
     if free < MIN_FREE_BYTES:
@@ -193,7 +197,7 @@ def _read_done(folder: Path) -> dict[str, Any] | None:
         for name, digest in done["digests"].items():
             if sha256_file(folder / name) != digest:
                 return None
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
     facts: dict[str, Any] = done["facts"]
     return facts

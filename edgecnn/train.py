@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,7 +23,7 @@ from edgecnn.device.preprocess import normalise, to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError
 from edgecnn.screen import Bar
-from edgecnn.stages.base import Context, TorchModel
+from edgecnn.torch_model import Context, TorchModel
 
 if TYPE_CHECKING:
     import torch
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 Augment = Literal["none", "light", "standard", "strong"]
+Criterion = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
+"""A loss from the images as the model takes them, its logits, and its target: labels N, or shares N x classes where images were mixed."""
 # Decoding costs a process only where images are files; below this many an epoch is over before the processes are up.
 MANY_IMAGES = 4096
 
@@ -60,11 +62,17 @@ class Fitted:
     top1: float
 
 
-def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
+def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None = None) -> Fitted:
     """Train `model.module` in place and leave it with the weights of its best epoch, in eval mode on the CPU.
 
     The best epoch is the one with the highest top-1 on the choice images, which are not trained on and not reported.
     A checkpoint of each epoch is kept in `ctx.work`; with one there, training goes on from it.
+
+    Args:
+        model: its module is trained.
+        how: the settings.
+        ctx: images, seed, folder and screen.
+        criterion: another loss than cross-entropy with `how.label_smoothing`.
 
     Raises:
         ModelError: the loss is not finite; the last good checkpoint stays.
@@ -88,6 +96,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
     )
     ema = ModelEmaV3(module, decay=how.ema, use_warmup=True) if how.ema else None
     target_of = _targets(how, len(model.labels))
+    criterion = criterion or cross_entropy(how.label_smoothing)
     checkpoint = ctx.work / "checkpoint.pt"
     best = Fitted(-1, -1.0)
     best_weights: dict[str, torch.Tensor] = {}
@@ -104,12 +113,10 @@ def fit(model: TorchModel, how: Fit, ctx: Context) -> Fitted:
     with ctx.screen.bar("train", how.epochs * steps) as bar:
         for epoch in range(start, how.epochs):
             schedule.step_update(epoch * steps)
-            loss = _epoch(module, how, ctx, model.input, epoch, steps, optimizer, schedule, ema, target_of, device, bar, best)
-            if not math.isfinite(loss):
-                raise ModelError(
-                    f"stages: train: the loss is {loss} in epoch {epoch + 1}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, "
-                    "then run again: the recipe has changed, so training starts over."
-                )
+            loss = _epoch(module, how, ctx, model.input, epoch, steps, optimizer, schedule, ema, target_of, criterion, device, bar, best)
+            # The last step of an epoch can spoil the weights, and no loss after it would tell.
+            if not all(bool(torch.isfinite(weight).all()) for weight in module.state_dict().values()):
+                raise _diverged("weights are not finite", epoch, steps, how)
             judged = ema.module if ema is not None else module
             top1 = float((predict(judged, choice, model.input).argmax(1) == choice.labels).mean())
             # A later epoch wins a tie: it has seen more.
@@ -142,11 +149,16 @@ def _epoch(
     schedule: Any,
     ema: Any,
     target_of: Any,
+    criterion: Criterion,
     device: torch.device,
     bar: Bar,
     best: Fitted,
 ) -> float:
-    """Train one epoch; returns the mean loss, or the first loss that is not finite."""
+    """Train one epoch; returns the mean loss.
+
+    Raises:
+        ModelError: a loss is not finite.
+    """
     import torch
 
     module.train()
@@ -155,10 +167,10 @@ def _epoch(
         seed_all(ctx.seed, epoch, step)
         x = torch.from_numpy(normalise(pixels, spec)).to(device, memory_format=torch.channels_last)
         x, target = target_of(x, torch.from_numpy(labels).to(device))
-        loss = torch.nn.functional.cross_entropy(module(x), target, label_smoothing=0.0 if target.ndim == 2 else how.label_smoothing)
+        loss = criterion(x, module(x), target)
         value = float(loss.detach())
         if not math.isfinite(value):
-            return value
+            raise _diverged(f"the loss is {value}", epoch, step + 1, how)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -171,6 +183,20 @@ def _epoch(
         told = f"  top-1 {best.top1:.1%}" if best.epoch > 0 else ""
         bar(done, f"epoch {epoch + 1}/{how.epochs}  loss {total / (step + 1):.3f}{told}  {rate:.0f} images/s")
     return total / steps
+
+
+def _diverged(what: str, epoch: int, step: int, how: Fit) -> ModelError:
+    return ModelError(
+        f"stages: train: {what} in epoch {epoch + 1}, step {step}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, "
+        "then run again: the recipe has changed, so training starts over."
+    )
+
+
+def cross_entropy(label_smoothing: float) -> Criterion:
+    """The loss of supervised training; mixup has smoothed its own targets already."""
+    from torch.nn.functional import cross_entropy
+
+    return lambda x, logits, target: cross_entropy(logits, target, label_smoothing=0.0 if target.ndim == 2 else label_smoothing)
 
 
 def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64) -> np.ndarray:

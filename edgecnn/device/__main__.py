@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.spec import Manifest
-from edgecnn.errors import DataError, UsageError, guarded
+from edgecnn.errors import DataError, DeviceError, UsageError, guarded
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device") -> int:
@@ -25,53 +26,181 @@ def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.devic
     return guarded(lambda: arguments.command(arguments))
 
 
-def parser(prog: str) -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog=prog, description="Use a bundle on this machine. Needs numpy and the bundle's runtime.")
+class Parser(argparse.ArgumentParser):
+    """Tells a wrong command line in one line, as every other fault is told."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UsageError.exit_code, f"edgecnn: {message}. See `{self.prog} --help`.\n")
+
+
+def parser(prog: str) -> Parser:
+    top = Parser(prog=prog, description="Use a bundle on this machine. Needs numpy and the bundle's runtime.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
-    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> argparse.ArgumentParser:
+    def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> Parser:
         sub = commands.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("bundle", type=Path, help="folder of the bundle")
+        bare = ", or an .onnx or OpenVINO .xml file" if name == "bench" else ""
+        sub.add_argument("bundle", type=Path, help=f"folder of the bundle{bare}")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         return sub
 
-    def add_running(sub: argparse.ArgumentParser) -> None:
-        sub.add_argument("--threads", type=_positive, default=1, help="threads of the runtime (default 1)")
+    def add_running(sub: Parser) -> None:
+        sub.add_argument("--threads", type=_threads, default=1, help="threads of the runtime (default 1)")
         sub.add_argument("--provider", help="execution provider (onnxruntime) or device (OpenVINO); refused where it is not there")
         sub.add_argument(
             "--runtime",
-            choices=["onnxruntime"],
-            help="run the bundle's ONNX graph in onnxruntime instead of its own runtime (TensorRT bundles)",
+            choices=["onnxruntime", "openvino"],
+            help="run the bundle's ONNX graph in this runtime instead of its own",
         )
 
-    add("verify", verify, "Check every file of the bundle against its digest.")
-    add("build", build, "Build the TensorRT engine for this machine's GPU and keep it in the cache.")
-    sub = add("run", run, "Classify image files.")
-    sub.add_argument("images", type=Path, nargs="+", help="image files")
+    sub = add("verify", verify, "Check every file of the bundle, or of an .edgecnn archive, against its digest.")
+    sub.add_argument("--signer", type=Path, metavar="FILE", help="require a signature by one of this allowed-signers file (ssh-keygen(1))")
+    sub.add_argument("--replaces", type=Path, metavar="BUNDLE", help="require it to be newer than this one; takes --signer too")
+    sub.add_argument("--run", action="store_true", help="also run the golden images: does this board compute what was measured?")
+    add_running(sub)
+    sub = add("build", build, "Build the TensorRT engine for this machine's GPU and keep it in the cache.")
+    sub.add_argument("--dla", type=int, choices=range(16), metavar="CORE", help="build for this DLA core instead of the GPU alone")
+    sub = add("run", run, "Classify images.")
+    sub.add_argument("images", type=Path, nargs="*", help="image files, or folders of them")
+    sub.add_argument("--watch", type=Path, metavar="FOLDER", help="classify every image that comes into the folder from now on")
+    sub.add_argument("--camera", metavar="SOURCE", help="classify frames: number of a camera, or a video file or stream, through OpenCV")
+    sub.add_argument("--count", type=_positive, help="stop after that many images")
     sub.add_argument("--top", type=_positive, default=5, help="classes to show (default 5)")
     add_running(sub)
     sub = add("bench", bench, "Measure latency in this process: load, first inference, steady state.")
     sub.add_argument("--batch", type=_positive, default=1, help="images per inference (default 1)")
-    sub.add_argument("--seconds", type=float, default=2.0, help="steady-state seconds to measure (default 2)")
+    sub.add_argument("--seconds", "--min-time", type=_seconds, default=2.0, help="steady-state seconds to measure (default 2)")
+    sub.add_argument("--profile", action="store_true", help="measure each layer instead")
     add_running(sub)
     sub = add("eval", evaluate, "Measure top-1 accuracy on prepared images.")
     sub.add_argument("--data", type=Path, help="folder of prepared images (default: `evaluation` in the run folder the bundle lies in)")
     sub.add_argument("--logits", type=Path, help="write the logits there, as .npy")
     add_running(sub)
+    sub = add("pack", pack, "Write the bundle as one file, an .edgecnn archive.")
+    sub.add_argument("--out", type=Path, help="the archive (default: beside the bundle)")
+    text = "Check an .edgecnn archive and write its bundle."
+    sub = commands.add_parser("unpack", help=text, description=text)
+    sub.set_defaults(command=unpack)
+    sub.add_argument("archive", type=Path, help="file that `pack` made")
+    sub.add_argument("--out", type=Path, help="the bundle's folder, not there yet (default: beside the archive)")
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
+    sub = add("sign", sign, "Sign the bundle with an SSH key.")
+    sub.add_argument("--key", type=Path, required=True, help="private key, or the public one of a key that ssh-agent holds")
+    text = "Tell what this machine is, as a measurement records it."
+    sub = commands.add_parser("machine", help=text, description=text)
+    sub.set_defaults(command=machine)
+    sub.add_argument("--json", action="store_true", help="print one JSON object")
     return top
 
 
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise ValueError
+def _positive(text: str, most: int = 100_000) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"asked for {text!r}; give a whole number from 1 to {most}")
+    return int(text)
+
+
+def _threads(text: str) -> int:
+    return _positive(text, 1024)  # a runtime starts as many as it is told, until the machine hangs
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= 3600:
+        raise argparse.ArgumentTypeError(f"asked for {text!r}; give seconds above 0, at most 3600")
     return value
 
 
 def verify(arguments: argparse.Namespace) -> int:
+    if arguments.bundle.suffix == ".edgecnn" and arguments.bundle.is_file():
+        return _verify_packed(arguments)
     manifest = verify_bundle(arguments.bundle)
-    _print(arguments, {"verified": True, **_identity(manifest)}, f"{arguments.bundle}: every file is as it was made ({_line(manifest)}).")
+    signed = _signed(arguments, manifest)
+    told = {"verified": True, **_identity(manifest), **signed}
+    text = f"{arguments.bundle}: every file is as it was made ({_line(manifest)})."
+    if signed:
+        text += f"\nSigned by {signed['signer']}."
+    if arguments.run:
+        from edgecnn.device.golden import compare_golden
+        from edgecnn.device.runtimes import open_runner
+
+        manifest = _opened(arguments)
+        with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
+            found, about = compare_golden(arguments.bundle, manifest, runner)
+            here = f"{runner.version}, {runner.provider}"
+        how_far = (
+            f"its logits differ by {found.error:.2g} of their standard deviation ({found.largest:.2g} at most), {found.bound:g} is allowed "
+            f"for {manifest.precision}; the best class is the same for {found.agreement:.0%} of {found.n} golden images"
+        )
+        if not found.same:
+            raise DeviceError(
+                f"{arguments.bundle}: {here} computes something else here than {about['where']}: {how_far}. "
+                "Do not use it here: try another version of the runtime, another provider, or the bundle of another target."
+            )
+        told |= {"golden": {**asdict(found), "same": found.same, "runtime": here, "expected_of": about["where"]}}
+        text += f"\n{here} computes what {about['where']} did: {how_far}."
+    _print(arguments, told, text)
+    return 0
+
+
+def _signed(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, str]:
+    """Who signed, where it is asked for."""
+    if not arguments.signer:
+        if arguments.replaces:
+            raise UsageError("--replaces without --signer: anybody could have written a newer date. Name the allowed-signers file too.")
+        return {}
+    from edgecnn.device.signature import check_newer, verify_signature
+
+    signer = verify_signature(arguments.bundle, arguments.signer)
+    if arguments.replaces:
+        check_newer(manifest, verify_bundle(arguments.replaces))
+    return {"signer": signer}
+
+
+def _verify_packed(arguments: argparse.Namespace) -> int:
+    from edgecnn.device.archive import verify_archive
+
+    if arguments.signer or arguments.run:
+        raise UsageError(f"{arguments.bundle}: an archive. Unpack it first: only a folder is verified with --signer or --run.")
+    files = verify_archive(arguments.bundle)
+    _print(arguments, {"verified": True, "files": files}, f"{arguments.bundle}: all {files} files are as they were packed.")
+    return 0
+
+
+def pack(arguments: argparse.Namespace) -> int:
+    from edgecnn.device.archive import SUFFIX, pack
+
+    folder = arguments.bundle.resolve()
+    out = arguments.out or folder.with_name(folder.name + SUFFIX)
+    if folder in out.resolve().parents:
+        raise UsageError(f"{out}: lies in the bundle itself, which would then have one file too many. Name another place.")
+    if not out.parent.is_dir():
+        raise UsageError(f"{out.parent}: no such folder. Make it, or name another place.")
+    digest = pack(arguments.bundle, out)
+    _print(arguments, {"archive": str(out), "sha256": digest, "size_bytes": out.stat().st_size}, f"{out}: packed, sha256 {digest}.")
+    return 0
+
+
+def unpack(arguments: argparse.Namespace) -> int:
+    from edgecnn.device.archive import SUFFIX, unpack
+
+    folder = arguments.out or arguments.archive.with_suffix("")
+    if not arguments.out and arguments.archive.suffix != SUFFIX:
+        raise UsageError(f"{arguments.archive}: does not end in {SUFFIX}. Name the folder to unpack to with --out.")
+    manifest = unpack(arguments.archive, folder)
+    text = f"{folder}: unpacked, every file is as it was made ({_line(manifest)})."
+    _print(arguments, {"bundle": str(folder), "verified": True, **_identity(manifest)}, text)
+    return 0
+
+
+def sign(arguments: argparse.Namespace) -> int:
+    from edgecnn.device.signature import sign_bundle
+
+    path = sign_bundle(arguments.bundle, arguments.key)
+    _print(arguments, {"signature": str(path)}, f"{path}: signed.")
     return 0
 
 
@@ -84,54 +213,83 @@ def build(arguments: argparse.Namespace) -> int:
 
     tensorrt, gpu = load_tensorrt(), Gpu()
     where = f"{gpu.name} {gpu.compute_capability}"
-    engine, cached = cached_engine(tensorrt, arguments.bundle / manifest.model_file, manifest.model_sha256, where, batch=1)
-    told = "was in the cache" if cached else "built"
+    engine = cached_engine(
+        tensorrt,
+        arguments.bundle / manifest.model_file,
+        manifest.model_sha256,
+        where,
+        batch=1,
+        precision=manifest.precision,
+        dla=arguments.dla,
+    )
+    told = "was in the cache" if engine.cached else "built"
+    fallen = "" if arguments.dla is None else f"\nOn the GPU and not on DLA {arguments.dla}: {', '.join(engine.on_gpu) or 'no layer'}."
     _print(
         arguments,
-        {"engine_bytes": len(engine), "cached": cached, "gpu": where, "built_by": tensorrt.name},
-        f"engine for {where} {told} ({tensorrt.name}).",
+        {"engine_bytes": len(engine.plan), "cached": engine.cached, "gpu": where, "built_by": tensorrt.name, "on_gpu": engine.on_gpu},
+        f"engine for {where} {told} ({tensorrt.name}).{fallen}",
     )
     return 0
 
 
 def run(arguments: argparse.Namespace) -> int:
+    from itertools import chain, islice
+
+    from edgecnn.device import feed
     from edgecnn.device.evaluate import softmax
-    from edgecnn.device.preprocess import normalise, open_image, to_pixels
+    from edgecnn.device.model import Model
     from edgecnn.device.runtimes import open_runner
 
+    if sum(map(bool, (arguments.images, arguments.watch, arguments.camera))) != 1:
+        raise UsageError("run takes images, or --watch FOLDER, or --camera SOURCE: give one of the three.")
     manifest = _opened(arguments)
-    # Every image is read before the model is loaded: a bad file is told at once.
-    pixels = [to_pixels(open_image(path), manifest.input) for path in arguments.images]
+    endless = arguments.watch or arguments.camera
+    named = feed.watch(arguments.watch) if arguments.watch else feed.camera(arguments.camera) if endless else feed.files(arguments.images)
+    # The first image is read before the model is loaded, and with it all that are named one by one: a bad file is told at once.
+    named = chain([next(named)], named) if arguments.images else named
     answers: list[dict[str, Any]] = []
     with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
-        for path, image in zip(arguments.images, pixels, strict=True):
-            probabilities = softmax(runner.infer(normalise(image[None], manifest.input)))[0]
+        model = Model(manifest, runner)
+        told = {**_identity(manifest), "provider": runner.provider, "runtime": runner.version}
+        for name, image in islice(named, arguments.count):
+            probabilities = softmax(model.logits(image))
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
-            answers.append(
-                {
-                    "image": str(path),
-                    "top": [{"label": manifest.labels[i], "index": int(i), "probability": float(probabilities[i])} for i in best],
-                }
-            )
-        told = {"provider": runner.provider, "runtime": runner.version}
-    text = "\n".join(
-        f"{answer['image']}\n" + "\n".join(f"  {entry['probability']:6.1%}  {entry['label']}" for entry in answer["top"])
-        for answer in answers
-    )
-    _print(arguments, {**_identity(manifest), **told, "images": answers}, text)
+            top = [{"label": manifest.labels[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
+            answers.append({"image": name, "top": top})
+            if endless:  # one line, or one JSON object, an image
+                _print(arguments, {**told, "images": [answers.pop()]}, _classes(name, top))
+                sys.stdout.flush()
+    if not endless:
+        _print(arguments, {**told, "images": answers}, "\n".join(_classes(answer["image"], answer["top"]) for answer in answers))
     return 0
+
+
+def _classes(name: str, top: list[dict[str, Any]]) -> str:
+    return "\n".join([name, *(f"  {entry['probability']:6.1%}  {entry['label']}" for entry in top)])
 
 
 def bench(arguments: argparse.Namespace) -> int:
     from edgecnn.device.bench import measure, summary
+    from edgecnn.device.graph import bare_manifest
+    from edgecnn.device.preprocess import to_input
     from edgecnn.device.runtimes import import_runtime, open_runner
 
-    manifest = _opened(arguments)
+    bare = arguments.bundle.is_file()
+    manifest = bare_manifest(arguments.bundle, arguments.runtime) if bare else _opened(arguments)
+    folder = arguments.bundle.parent if bare else arguments.bundle
     import_runtime(manifest.runtime)  # before the clock runs: importing is not loading
     # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
-    example = np.random.default_rng(0).standard_normal((arguments.batch, *manifest.input.shape)).astype(np.float32)
+    spec = manifest.input
+    pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, spec.height, spec.width, spec.channels), np.uint8)
+    example = to_input(pixels, spec, manifest.takes)
+    if arguments.profile:
+        from edgecnn.device.profile import profile, table
+
+        layers = profile(folder, manifest, example, threads=arguments.threads, provider=arguments.provider, seconds=arguments.seconds)
+        _print(arguments, asdict(layers), f"{_line(manifest)}\n{table([layers])}")
+        return 0
     result = measure(
-        lambda: open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider, batch=arguments.batch),
+        lambda: open_runner(folder, manifest, threads=arguments.threads, provider=arguments.provider, batch=arguments.batch),
         example,
         file=manifest.model_file,
         file_sha256=manifest.model_sha256,
@@ -144,16 +302,25 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def machine(arguments: argparse.Namespace) -> int:
+    from edgecnn.device.machine import circumstances, identity
+
+    told = {**circumstances(), "identity": identity()}
+    lines = [f"{key}: {value}" for key, value in told.items() if key not in ("now", "identity", "versions")]
+    _print(arguments, told, "\n".join([*lines, *(f"{name}: {version}" for name, version in told["versions"].items())]))
+    return 0
+
+
 def evaluate(arguments: argparse.Namespace) -> int:
     from edgecnn.device.evaluate import accuracy, infer_all
     from edgecnn.device.packed import open_packed
     from edgecnn.device.runtimes import open_runner
 
     manifest = _opened(arguments)
-    folder = arguments.data or arguments.bundle.resolve().parent.parent / "evaluation"
-    if not folder.is_dir():
-        raise DataError(f"{folder}: no prepared images there. Copy the folder `evaluation` of the run here and name it with --data.")
-    images = open_packed(folder)
+    folder = evaluation_set(arguments)
+    if arguments.logits and not arguments.logits.parent.is_dir():
+        raise UsageError(f"--logits {arguments.logits}: there is no folder {arguments.logits.parent}. Make it, or name another file.")
+    images = open_packed(folder, check=True)
     if images.geometry != manifest.input.geometry:
         raise DataError(
             f"{folder}: prepared for another input than {arguments.bundle} takes. Use the images of the run that made the bundle."
@@ -171,6 +338,14 @@ def evaluate(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def evaluation_set(arguments: argparse.Namespace) -> Path:
+    """The folder of prepared images that is meant."""
+    folder: Path = arguments.data or arguments.bundle.resolve().parent.parent / "evaluation"
+    if not folder.is_dir():
+        raise DataError(f"{folder}: no prepared images there. Copy the folder `evaluation` of the run here and name it with --data.")
+    return folder
+
+
 def _opened(arguments: argparse.Namespace) -> Manifest:
     """Verified before use, always; with --runtime, the same graph for another runtime."""
     manifest = verify_bundle(arguments.bundle)
@@ -179,7 +354,9 @@ def _opened(arguments: argparse.Namespace) -> Manifest:
             raise UsageError(
                 f"{arguments.bundle}: {manifest.model_file} is no ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime."
             )
-        manifest = replace(manifest, runtime=arguments.runtime)
+        # A graph of floats is run in them: OpenVINO's own choice on CPUs that have it is bf16.
+        options = {"INFERENCE_PRECISION_HINT": "f32"} if arguments.runtime == "openvino" else {}
+        manifest = replace(manifest, runtime=arguments.runtime, options=options)
     return manifest
 
 

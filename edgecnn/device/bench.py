@@ -21,7 +21,8 @@ from edgecnn.device.spec import Result
 from edgecnn.device.stats import estimate, needed, percentile, trend
 
 TIMED = (
-    "one call of the runtime's inference: float32 tensor in, logits on the host out, the same input each time; "
+    "one call of the runtime's inference: the tensor that the file takes in (float32, or uint8 pixels), logits on the host out, "
+    "the same input each time; "
     "not decoding, resizing or normalising; garbage collector off"
 )
 
@@ -52,7 +53,7 @@ def measure(
 
     Args:
         open_runner: loads the model. The first in a process also imports the runtime, unless that is done before.
-        example: float32 N x C x H x W, `batch` images.
+        example: `batch` images as the file takes them.
         file: the model file's name; `file_sha256` is its digest.
         runtime: its name.
         threads: of the runtime, which `open_runner` was told as well.

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from edgecnn.device.packed import Packed
-from edgecnn.device.preprocess import normalise
+from edgecnn.device.preprocess import to_input
 from edgecnn.device.runtimes import Runner
 from edgecnn.device.spec import InputSpec
 from edgecnn.device.stats import wilson
@@ -24,7 +24,7 @@ class Accuracy:
 
 def infer_all(runner: Runner, images: Packed, spec: InputSpec) -> np.ndarray:
     """Logits N x classes, float32, of every image of the set, in its order."""
-    return np.concatenate([runner.infer(normalise(images.images[i : i + 1], spec)) for i in range(len(images.labels))])
+    return np.concatenate([runner.infer(to_input(images.images[i : i + 1], spec, runner.takes)) for i in range(len(images.labels))])
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:

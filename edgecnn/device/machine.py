@@ -95,6 +95,7 @@ def state(root: Path = ROOT) -> dict[str, Any]:
         "load_average": load_average(root),
         "cpu_s": cpu_seconds(root, _affinity()) or NOT_AVAILABLE,
         "own_cpu_s": used.ru_utime + used.ru_stime,
+        "waited_s": waited(root),
         "context_switches": {"voluntary": used.ru_nvcsw, "involuntary": used.ru_nivcsw},
         "peak_rss_bytes": peak_rss(),
     }
@@ -306,6 +307,13 @@ def cpu_seconds(root: Path, cores: set[int]) -> dict[str, float]:
     return {"busy": busy / tick, "steal": steal / tick, "total": total / tick, "cores": count} if total else {}
 
 
+def waited(root: Path = ROOT) -> float | str:
+    """Seconds that this process's threads were ready to run and had no core, since they began."""
+    nanoseconds = [(_text(path) or "").split() for path in (root / "proc/self/task").glob("*/schedstat")]
+    known = [float(parts[1]) for parts in nanoseconds if len(parts) == 3]
+    return sum(known) / 1e9 if known else NOT_AVAILABLE
+
+
 def rss() -> int | str:
     """Memory of this process that is resident now, in bytes."""
     return _status("VmRSS") or NOT_AVAILABLE
@@ -357,6 +365,12 @@ def disturbances(before: dict[str, Any], after: dict[str, Any], threads: int) ->
                 void.append(f"other processes kept {others:.1f} of {cores} cores busy and {threads} were needed: stop them")
             elif others > 0.25:
                 doubts.append(f"other processes kept {others:.1f} of {cores} cores busy: stop them")
+    waits = before.get("waited_s"), after.get("waited_s")
+    if isinstance(waits[0], float) and isinstance(waits[1], float) and (elapsed := after["time_s"] - before["time_s"]) > 0.2:
+        share = (waits[1] - waits[0]) / elapsed
+        if share > 0.02:
+            text = f"its threads waited {share:.0%} of the time for a core that something else had: stop that, or use fewer threads"
+            (void if share > 0.1 else doubts).append(text)
     return doubts, list(dict.fromkeys(void))
 
 

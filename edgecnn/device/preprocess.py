@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.device.spec import InputSpec
+from edgecnn.device.spec import InputSpec, Takes
 from edgecnn.errors import DataError
 
 if TYPE_CHECKING:
@@ -178,3 +178,14 @@ def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.
     tensor -= np.array(spec.mean, dtype=np.float32)[:, None, None]
     tensor /= np.array(spec.std, dtype=np.float32)[:, None, None]
     return tensor
+
+
+def to_input(pixels: npt.NDArray[np.uint8], spec: InputSpec, takes: Takes) -> npt.NDArray[np.uint8] | npt.NDArray[np.float32]:
+    """What a file that takes `takes` is given for prepared pixels: the one place that knows.
+
+    Args:
+        pixels: uint8, N x H x W x C, as `to_pixels` makes them.
+        spec: the file's.
+        takes: the runner's; the manifest says the same.
+    """
+    return np.ascontiguousarray(pixels) if takes == "uint8" else normalise(pixels, spec)

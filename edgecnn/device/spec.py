@@ -17,6 +17,7 @@ SCHEMA = 1
 
 Fit = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
+Takes = Literal["uint8", "float32"]
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class InputSpec:
     The image is decoded to `channels` (3 RGB, 1 grey), resized by Pillow with `interpolation`, and then is
     `height` x `width` uint8. With fit `crop`, the shorter side is resized to `resize` and the centre is
     cut out; with `squash`, both sides are resized at once and `resize` is not used. The tensor is
-    `(pixel / 255 - mean) / std` in float32, N x C x H x W.
+    `(pixel / 255 - mean) / std` in float32, N x C x H x W; a file that takes uint8 computes it itself.
     """
 
     channels: int
@@ -64,8 +65,10 @@ class Manifest:
         candidate: how it was made, in one word; the report lists the others.
         files: role to file name inside the bundle. `model` is what the runtime opens.
         digests: file name to sha256 of each of `files`.
+        takes: what the file's input is: uint8 (the pixels, N x H x W x C; it normalises by itself) or float32 (the tensor, N x C x H x W).
         options: what the runtime must be told, such as OpenVINO's INFERENCE_PRECISION_HINT.
         evidence: accuracy, latency and parity of exactly these files, and where they were measured.
+        made: when the bundle was, UTC to the second as 2026-11-23T22:10:00Z, or "": what tells an older bundle from a newer.
     """
 
     name: str
@@ -76,11 +79,13 @@ class Manifest:
     digests: dict[str, str]
     input: InputSpec
     labels: tuple[str, ...]
+    takes: Takes = "float32"
     options: dict[str, str] = field(default_factory=dict)
     evidence: dict[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
     recipe: str = ""
     recipe_sha256: str = ""
+    made: str = ""
     schema: int = SCHEMA
 
     @property

@@ -6,6 +6,8 @@ from typing import Annotated
 
 from pydantic import Field
 
+from edgecnn.stages.distil import Distil
+from edgecnn.stages.prune import Prune
 from edgecnn.stages.train import Train
 
-AnyStage = Annotated[Train, Field(discriminator="stage")]
+AnyStage = Annotated[Train | Distil | Prune, Field(discriminator="stage")]

@@ -1,56 +1,13 @@
-"""A stage takes a torch model and returns a torch model. Its config *is* the stage."""
+"""What every stage is."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from edgecnn.config import Config
-from edgecnn.device.spec import InputSpec
-from edgecnn.screen import Screen
+from edgecnn.torch_model import Context, TorchModel
 
-if TYPE_CHECKING:
-    from torch import nn
-
-    from edgecnn.data import Data
-
-
-@dataclass(frozen=True)
-class TorchModel:
-    """A float model and everything needed to feed it, name its outputs and make it again.
-
-    Attributes:
-        module: in eval mode, on the CPU; takes float32 N x C x H x W, returns logits N x len(labels).
-        input: its preprocessing.
-        labels: one name an output.
-        origin: zoo name and what was done to it, JSON-able: enough to rebuild the module, then load safetensors.
-    """
-
-    module: nn.Module
-    input: InputSpec
-    labels: tuple[str, ...]
-    origin: dict[str, Any] = field(default_factory=dict)
-
-    def with_module(self, module: nn.Module) -> TorchModel:
-        return replace(self, module=module)
-
-
-@dataclass(frozen=True)
-class Context:
-    """What a stage may use besides the model.
-
-    Attributes:
-        data: the recipe's images, split.
-        seed: of everything random.
-        work: a folder of this stage alone, kept between interrupted runs; checkpoints go here.
-        screen: where progress is shown.
-    """
-
-    data: Data
-    seed: int
-    work: Path
-    screen: Screen
+__all__ = ["Context", "Stage", "TorchModel"]
 
 
 class Stage(Config):
@@ -58,6 +15,12 @@ class Stage(Config):
 
     stage: str
     compresses: ClassVar[bool] = False  # accuracy drops are counted from the model before the first stage that does
+    trains: ClassVar[bool] = False  # learns from the training images
+    prunes: ClassVar[bool] = False  # makes the network narrower
+
+    def inputs(self) -> dict[str, Any]:
+        """What decides the result besides the settings, the model, the data and the seed, JSON-able: the content of files, the machine."""
+        return {}
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Return the changed model; `model` itself may be modified."""

@@ -7,7 +7,7 @@ The best epoch by the choice images is kept. Optimizers, schedule, EMA and mixup
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Literal
+from typing import ClassVar, Literal
 
 from pydantic import Field
 
@@ -18,6 +18,7 @@ from edgecnn.train import Augment, Fit, fit
 class Train(Stage):
     """Train the model."""
 
+    trains: ClassVar[bool] = True
     stage: Literal["train"]
     epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
     batch: int = Field(64, ge=2, description="Images a step.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from edgecnn.device.bundle import write_bundle
 from edgecnn.device.packed import Packed
 from edgecnn.device.spec import Artifact, InputSpec, Manifest
 from edgecnn.targets.calibration import Histogram
+from edgecnn.targets.preprocess_graph import take_pixels
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -74,23 +76,33 @@ class Source:
         options: Mapping[str, str] | None = None,
         notes: Sequence[str] = (),
     ) -> Artifact:
-        """Write `files` (name to source; the first is the model) as a bundle without evidence to `folder`."""
-        manifest = write_bundle(
-            folder,
-            Manifest(
-                name=target.name,
-                runtime=target.runtime,
-                precision=candidate.precision,
-                candidate=candidate.name,
-                files=dict(zip(("model", "weights"), files, strict=False)),
-                digests={},
-                input=self.input,
-                labels=self.labels,
-                options=dict(options or {}),
-                versions=installed("edgecnn", "torch", "onnx", "onnxruntime", "openvino", "nncf"),
-            ),
-            files,
-        )
+        """Write `files` (name to source; the first is the model) as a bundle without evidence to `folder`.
+
+        Where the target's input is uint8, an ONNX graph gets its head here; other files must have it.
+        """
+        with tempfile.TemporaryDirectory() as work:
+            if target.input == "uint8":
+                files = {
+                    name: take_pixels(path, Path(work) / name, self.input) if name.endswith(".onnx") else path
+                    for name, path in files.items()
+                }
+            manifest = write_bundle(
+                folder,
+                Manifest(
+                    name=target.name,
+                    runtime=target.runtime,
+                    precision=candidate.precision,
+                    candidate=candidate.name,
+                    files=dict(zip(("model", "weights"), files, strict=False)),
+                    digests={},
+                    input=self.input,
+                    labels=self.labels,
+                    takes="uint8" if target.input == "uint8" else "float32",
+                    options=dict(options or {}),
+                    versions=installed("edgecnn", "torch", "onnx", "onnxruntime", "openvino", "nncf"),
+                ),
+                files,
+            )
         return Artifact(folder, manifest, tuple(notes))
 
 
@@ -100,11 +112,17 @@ class Target(Config):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so."
     )
-    building: ClassVar[set[str]] = set()  # the settings that change what is built, and not only which is chosen
+    building: ClassVar[set[str]] = {"input"}  # the settings that change what is built, and not only which is chosen
 
     runtime: str
     precision: Precision = Field("int8", description="`auto` ships the fastest candidate that keeps the promise.")
+    input: Literal["uint8", "float"] = Field(
+        "uint8", description="`uint8`: the file takes pixels, N x H x W x C, and normalises by itself. `float`: the tensor, N x C x H x W."
+    )
     threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
+    device: str | None = Field(
+        None, description="Board to measure on: ssh://user@host[:port][/its/python], or its name in `edgecnn device list`."
+    )
     promise: Promise | None = Field(None, description="Replaces keys of the recipe's promise for this target.")
 
     def candidates(self) -> Sequence[Candidate]:

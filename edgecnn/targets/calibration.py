@@ -4,7 +4,8 @@ The first pass finds each tensor's minimum and maximum, the second fills a histo
 are in memory at a time, however many images there are. Ranges always include zero, which padding and ReLU need exactly.
 
     minmax      everything seen
-    percentile  0.01 % cut off at each end
+    mean        the mean over the images of each one's minimum and maximum
+    percentile  0.01 % cut off at each end; also 0.1 and 0.001 %, as percentile-99.9 and percentile-99.999
     mse         the range with the least squared error after 8-bit rounding (Choukroun et al. 2019, arXiv:1902.06822)
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,10 +34,12 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a tensor's values in equal bins from `low` to `high`."""
+    """Counts of a tensor's values in equal bins from `low` to `high`; `mean_low` and `mean_high` are the mean ends of one image."""
 
     low: float
     high: float
+    mean_low: float
+    mean_high: float
     counts: np.ndarray
 
     @property
@@ -53,18 +57,19 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
     """
     if not len(images.labels):
         raise DataError("there are no calibration images. Give the data more images, or a larger share for calibration.")
-    lows: dict[str, float] = {}
-    highs: dict[str, float] = {}
+    ends: dict[str, list[tuple[float, float]]] = {}
     run = _all_activations(model)
-    for values in _over(run, images, spec):
+    for image, values in zip(images.ids, _over(run, images, spec), strict=True):
         for name, value in values.items():
-            lows[name] = min(lows.get(name, 0.0), float(value.min()))
-            highs[name] = max(highs.get(name, 0.0), float(value.max()))
-    for name in lows:
-        if not np.isfinite([lows[name], highs[name]]).all():
-            raise DataError(
-                f"activation {name!r} is not finite on a calibration image. Check the model's weights and the input's mean and std."
-            )
+            low, high = float(value.min()), float(value.max())
+            if not np.isfinite([low, high]).all():  # asked here, because Python's min and max forget a NaN
+                raise DataError(
+                    f"activation {name!r} is not finite on calibration image {image}. "
+                    "Check the model's weights and the input's mean and std."
+                )
+            ends.setdefault(name, []).append((min(low, 0.0), max(high, 0.0)))
+    lows = {name: min(low for low, _ in seen) for name, seen in ends.items()}
+    highs = {name: max(high for _, high in seen) for name, seen in ends.items()}
     counts = {name: np.zeros(BINS, np.int64) for name in lows}
     for values in _over(run, images, spec):
         for name, value in values.items():
@@ -72,7 +77,8 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
             if width > 0:
                 bins = ((value.ravel() - np.float32(lows[name])) * np.float32(BINS / width)).astype(np.int32)
                 counts[name] += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
-    return {name: Histogram(lows[name], highs[name], counts[name]) for name in lows}
+    means = {name: np.mean(seen, axis=0) for name, seen in ends.items()}
+    return {name: Histogram(lows[name], highs[name], float(means[name][0]), float(means[name][1]), counts[name]) for name in lows}
 
 
 def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
@@ -81,7 +87,7 @@ def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
     np.savez_compressed(
         path,
         names=np.array(list(histograms)),
-        ends=np.array([(h.low, h.high) for h in values]),
+        ends=np.array([(h.low, h.high, h.mean_low, h.mean_high) for h in values]),
         counts=np.array([h.counts for h in values]),
     )
 
@@ -89,7 +95,7 @@ def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
 def read_histograms(path: Path) -> dict[str, Histogram]:
     with np.load(path, allow_pickle=False) as data:
         rows = zip(data["names"], data["ends"], data["counts"], strict=True)
-        return {str(name): Histogram(float(low), float(high), counts) for name, (low, high), counts in rows}
+        return {str(name): Histogram(float(e[0]), float(e[1]), float(e[2]), float(e[3]), counts) for name, e, counts in rows}
 
 
 def ranges(histograms: Mapping[str, Histogram], method: str, *, symmetric: bool) -> dict[str, Range]:
@@ -102,14 +108,18 @@ def minmax(h: Histogram, symmetric: bool) -> Range:
     return _symmetric((h.low, h.high)) if symmetric else (h.low, h.high)
 
 
-def percentile(h: Histogram, symmetric: bool) -> Range:
+def mean(h: Histogram, symmetric: bool) -> Range:
+    return _symmetric((h.mean_low, h.mean_high)) if symmetric else (h.mean_low, h.mean_high)
+
+
+def percentile(h: Histogram, symmetric: bool, cut_off: float = PERCENTILE) -> Range:
     total = h.counts.sum()
     if not total:
         return minmax(h, symmetric)
     share = np.cumsum(h.counts) / total
     width = (h.high - h.low) / len(h.counts)
-    low = h.low + width * int(np.searchsorted(share, PERCENTILE))
-    high = h.low + width * (int(np.searchsorted(share, 1 - PERCENTILE)) + 1)
+    low = h.low + width * int(np.searchsorted(share, cut_off))
+    high = h.low + width * (int(np.searchsorted(share, 1 - cut_off)) + 1)
     cut = (min(low, 0.0), max(high, 0.0))
     return _symmetric(cut) if symmetric else cut
 
@@ -130,7 +140,14 @@ def mse(h: Histogram, symmetric: bool) -> Range:
     return best
 
 
-METHODS: dict[str, Callable[[Histogram, bool], Range]] = {"minmax": minmax, "percentile": percentile, "mse": mse}
+METHODS: dict[str, Callable[[Histogram, bool], Range]] = {
+    "minmax": minmax,
+    "mean": mean,
+    "percentile": percentile,
+    "percentile-99.9": partial(percentile, cut_off=1e-3),
+    "percentile-99.999": partial(percentile, cut_off=1e-5),
+    "mse": mse,
+}
 
 
 def _symmetric(r: Range) -> Range:
@@ -139,7 +156,7 @@ def _symmetric(r: Range) -> Range:
 
 
 def _all_activations(model: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from a batch to every float activation by name, the input among them."""
+    """A function from a batch to every float activation by name, the input first and then in the order of the graph."""
     import onnx
     import onnxruntime as ort
 
@@ -153,10 +170,9 @@ def _all_activations(model: Path) -> Callable[[np.ndarray], dict[str, np.ndarray
     # Fused nodes would hide the tensors between them.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    outputs = [o.name for o in session.get_outputs()]
 
     def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        return {given: x, **dict(zip(outputs, session.run(outputs, {given: x}), strict=True))}
+        return {given: x, **dict(zip(names, session.run(names, {given: x}), strict=True))}
 
     return run
 

@@ -3,7 +3,10 @@
 int8 here is U8 activations (asymmetric) and S8 weights, per-channel symmetric: the form of the VNNI and ARM dot-product kernels. On x86
 without VNNI those kernels add pairs in 16 bits and saturate, so weights are reduced to 7 bits there (`reduce_range`).
 
-Cost: one pass over the calibration images per candidate. Memory: histograms, not activations. Library: onnxruntime.quantization.
+Ranges are chosen and biases corrected by `fit`. Squeeze-and-excite parts work on one position, so int8 gains nothing there and pays for
+the conversions: a candidate of its own keeps them in float (benchmarks/int8.md).
+
+Cost: seconds to a minute per candidate. Memory: histograms, not activations. Library: onnxruntime.quantization.
 Sources: Jacob et al. 2018 (arXiv:1712.05877); onnxruntime documentation, "Quantize ONNX models".
 """
 
@@ -20,18 +23,21 @@ from pydantic import Field
 
 from edgecnn.device.machine import instruction_sets
 from edgecnn.device.spec import Artifact
+from edgecnn.errors import ModelError
 from edgecnn.targets.base import Candidate, Source, Target
-from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import write_qdq
+from edgecnn.targets.calibration import METHODS
+from edgecnn.targets.fit import fit_qdq
+from edgecnn.targets.qdq import squeeze_and_excite
 
-CONV = ["Conv", "Gemm", "MatMul"]
-ALL = [
-    *CONV,
+QUANTIZED = [
     "Add",
     "AveragePool",
     "Clip",
     "Concat",
+    "Conv",
+    "Gemm",
     "GlobalAveragePool",
+    "MatMul",
     "MaxPool",
     "Mul",
     "ReduceMean",
@@ -50,11 +56,8 @@ class Onnxruntime(Target):
 
     def candidates(self) -> Sequence[Candidate]:
         reduced = self.reduce_range if self.reduce_range is not None else saturates()
-        int8 = [
-            Candidate(f"int8-{calibration}", "int8", {"calibration": calibration, "reduce_range": reduced, "only": ALL})
-            for calibration in ("minmax", "percentile", "mse")
-        ]
-        int8.append(Candidate("int8-conv", "int8", {"calibration": "percentile", "reduce_range": reduced, "only": CONV}))
+        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": reduced}
+        int8 = [Candidate(name, "int8", {**how, "float_se": name == "int8-float-se"}) for name in ("int8", "int8-float-se")]
         return [Candidate("fp32", "fp32", {}), *int8]
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
@@ -62,10 +65,24 @@ class Onnxruntime(Target):
             return source.artifact(self, candidate, folder, {"model.onnx": source.onnx})
         with tempfile.TemporaryDirectory() as work:
             model = Path(work) / "model.onnx"
-            how = dict(candidate.how)
-            chosen = ranges(source.histograms(), how.pop("calibration"), symmetric=False)
-            write_qdq(source.onnx, model, chosen, activations="uint8", symmetric=False, quantize_bias=True, **how)
-            notes = ["weights reduced to 7 bits: this CPU has no VNNI"] if how["reduce_range"] else []
+            how = candidate.how
+            keep = squeeze_and_excite(source.onnx) if how["float_se"] else []
+            if how["float_se"] and not keep:
+                raise ModelError("the network has no squeeze-and-excite parts to keep in float")
+            notes = fit_qdq(
+                source,
+                model,
+                methods=how["calibrations"],
+                correct=how["correct_bias"],
+                activations="uint8",
+                symmetric=False,
+                reduce_range=how["reduce_range"],
+                quantize_bias=True,
+                only=QUANTIZED,
+                exclude=keep,
+            )
+            if how["reduce_range"]:
+                notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]
             return source.artifact(self, candidate, folder, {"model.onnx": model}, notes=notes)
 
     def missing(self) -> str | None:

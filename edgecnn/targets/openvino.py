@@ -9,6 +9,7 @@ Precision at run time is always stated: without INFERENCE_PRECISION_HINT, OpenVI
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from edgecnn.device.quiet import silence_openvino
 from edgecnn.device.spec import Artifact
 from edgecnn.screen import hushed
 from edgecnn.targets.base import Candidate, Source, Target
+from edgecnn.targets.preprocess_graph import openvino_take_pixels
 
 
 class Openvino(Target):
@@ -53,6 +55,8 @@ class Openvino(Target):
             if candidate.precision == "int8":
                 model = _quantize(model, source, fast_bias_correction=candidate.how["fast_bias_correction"])
             xml = Path(work) / "model.xml"
+            if self.input == "uint8":
+                model = openvino_take_pixels(model, source.input)
             ov.save_model(model, xml, compress_to_fp16=compress)
             _strip(xml)
             files = {"model.xml": xml, "model.bin": xml.with_suffix(".bin")}
@@ -82,11 +86,19 @@ def _quantize(model: Any, source: Source, *, fast_bias_correction: bool) -> Any:
 
 
 def _strip(xml: Path) -> None:
-    """Drop `rt_info` of the whole model: it holds conversion arguments with local paths, and nothing that changes the result."""
+    """Take out what changes the digest and not the result.
+
+    `rt_info` of the whole model holds conversion arguments with local paths; names such as Reshape_8263 hold the number of objects that
+    OpenVINO has made in this process, and are numbered anew.
+    """
     import xml.etree.ElementTree as tree
 
     document = tree.parse(xml)
     root = document.getroot()
     for info in root.findall("rt_info"):
         root.remove(info)
+    numbered: dict[str, str] = {}
+    for layer in root.iter("layer"):
+        name = layer.get("name", "")
+        layer.set("name", re.sub(r"\b([A-Z][A-Za-z]*)_\d+(?!\d)", lambda m: numbered.setdefault(m[0], f"{m[1]}_{len(numbered)}"), name))
     document.write(xml, encoding="utf-8", xml_declaration=True)

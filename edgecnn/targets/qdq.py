@@ -66,3 +66,25 @@ def write_qdq(
     graph = strip(quantizer.model.model)
     onnx.checker.check_model(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def squeeze_and_excite(model: Path) -> list[str]:
+    """Names of the nodes that compute a gate for each channel: from the pooling to the last node of one position before a `Mul`."""
+    import onnx
+
+    graph = onnx.shape_inference.infer_shapes(onnx.load(str(model))).graph
+    shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in [*graph.value_info, *graph.input, *graph.output]}
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def one_position(name: str) -> bool:
+        return len(shapes.get(name, [])) == 4 and shapes[name][2:] == [1, 1] and name in makers
+
+    found: set[str] = set()
+    for node in graph.node:
+        todo = [i for i in node.input if one_position(i)] if node.op_type == "Mul" and not one_position(node.output[0]) else []
+        while todo:
+            maker = makers[todo.pop()]
+            if maker.name not in found:
+                found.add(maker.name)
+                todo += [i for i in maker.input if one_position(i)]
+    return [node.name for node in graph.node if node.name in found]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -23,8 +24,8 @@ from edgecnn.device.spec import Artifact
 from edgecnn.device.tensorrt import LIBRARIES, build_engine, load_tensorrt
 from edgecnn.errors import DeviceError
 from edgecnn.targets.base import Candidate, Source, Target
-from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import write_qdq
+from edgecnn.targets.calibration import METHODS
+from edgecnn.targets.fit import fit_qdq
 
 # What TensorRT fuses with int8 convolutions; anything else between Q and DQ costs a conversion and gains nothing.
 QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "MaxPool"]
@@ -33,7 +34,7 @@ QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "MaxPool"]
 class Tensorrt(Target):
     """An ONNX graph for TensorRT: Jetsons, and other machines with an NVIDIA GPU."""
 
-    building: ClassVar[set[str]] = {"compute_capability"}
+    building: ClassVar[set[str]] = {"input", "compute_capability"}
 
     runtime: Literal["tensorrt"]
     compute_capability: str = Field(
@@ -46,27 +47,35 @@ class Tensorrt(Target):
         return [
             Candidate("fp32", "fp32", {}),
             Candidate("fp16", "fp16", {}),
-            Candidate("int8-percentile", "int8", {"calibration": "percentile"}),
-            Candidate("int8-mse", "int8", {"calibration": "mse"}),
+            Candidate("int8", "int8", {"calibrations": list(METHODS), "correct_bias": True}),
         ]
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         with tempfile.TemporaryDirectory() as work:
-            model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
+            notes = []
             if candidate.precision == "int8":
                 model = Path(work) / "model.onnx"
-                chosen = ranges(source.histograms(), candidate.how["calibration"], symmetric=True)
-                write_qdq(
-                    source.onnx, model, chosen, activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED
+                notes = fit_qdq(
+                    source,
+                    model,
+                    methods=candidate.how["calibrations"],
+                    correct=candidate.how["correct_bias"],
+                    activations="int8",
+                    symmetric=True,
+                    reduce_range=False,
+                    quantize_bias=False,
+                    only=QUANTIZED,
                 )
-            note = self._built_here(model)
-            return source.artifact(self, candidate, folder, {"model.onnx": model}, notes=[note])
+            else:
+                model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
+            artifact = source.artifact(self, candidate, folder, {"model.onnx": model})
+        return replace(artifact, notes=(*notes, self._built_here(folder / "model.onnx")))
 
     def missing(self) -> str | None:
         return None if find_spec("onnxruntime") else "onnxruntime is not installed here. Install it: pip install 'edgecnn[onnxruntime]'"
 
     def measured_as(self) -> str | None:
-        return None if gpu_here() else "onnxruntime"
+        return None if self.device or gpu_here() else "onnxruntime"
 
     def _built_here(self, model: Path) -> str:
         """Build the engine, throw it away, and say so; a refusal by TensorRT is an error."""

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from edgecnn.device.quiet import silence_openvino
-from edgecnn.device.spec import Manifest
+from edgecnn.device.spec import Manifest, Takes
 from edgecnn.errors import DeviceError
 
 
@@ -22,13 +22,15 @@ class Runner(Protocol):
     Attributes:
         provider: what it really runs on, such as CPUExecutionProvider or GPU.
         version: of the runtime.
+        takes: what its input is, read from the file.
     """
 
     provider: str
     version: str
+    takes: Takes
 
     def infer(self, x: np.ndarray) -> np.ndarray:
-        """Logits N x classes, float32, on the host when it returns, for float32 `x` N x C x H x W."""
+        """Logits N x classes, float32, on the host when it returns, for `x` as `preprocess.to_input` makes it."""
 
     def __enter__(self) -> Runner: ...
 
@@ -67,5 +69,5 @@ def open_runner(folder: Path, manifest: Manifest, *, threads: int, provider: str
     if manifest.runtime == "tensorrt":
         from edgecnn.device.runtimes.trt import TensorrtRunner
 
-        return TensorrtRunner(folder, manifest, batch=batch)
+        return TensorrtRunner(folder, manifest, batch=batch, provider=provider)
     raise DeviceError(f"{folder}: runtime {manifest.runtime!r} is not known to this edgecnn. Install a newer one.")

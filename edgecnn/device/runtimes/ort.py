@@ -7,6 +7,7 @@ from types import TracebackType
 
 import numpy as np
 
+from edgecnn.device.spec import Takes
 from edgecnn.errors import DeviceError
 
 CPU = "CPUExecutionProvider"
@@ -24,7 +25,7 @@ class OrtRunner:
         except ImportError:
             raise DeviceError("onnxruntime is not installed. Install it: pip install onnxruntime") from None
         ort.set_default_logger_severity(3)
-        wanted = provider or CPU
+        wanted = CPU if provider is None else provider
         offered = ort.get_available_providers()
         if wanted not in offered:
             raise DeviceError(f"onnxruntime offers {offered}, asked for {wanted!r}. Install a build of onnxruntime with it, or use {CPU}.")
@@ -41,7 +42,9 @@ class OrtRunner:
             raise DeviceError(f"{path}: {wanted} was asked for, but onnxruntime fell back to {self._session.get_providers()[0]}.")
         self.provider = wanted
         self.version = f"onnxruntime {ort.__version__}"
-        self._input = self._session.get_inputs()[0].name
+        given = self._session.get_inputs()[0]
+        self._input = given.name
+        self.takes: Takes = "uint8" if given.type == "tensor(uint8)" else "float32"
 
     def infer(self, x: np.ndarray) -> np.ndarray:
         logits: np.ndarray = self._session.run(None, {self._input: x})[0]

@@ -13,6 +13,7 @@ from types import TracebackType
 import numpy as np
 
 from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.spec import Takes
 from edgecnn.errors import DeviceError
 
 
@@ -25,7 +26,7 @@ class OpenvinoRunner:
             import openvino as ov
         except ImportError:
             raise DeviceError("openvino is not installed. Install it: pip install openvino") from None
-        wanted = device or "CPU"
+        wanted = "CPU" if device is None else device
         core = ov.Core()
         if wanted.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
             raise DeviceError(f"OpenVINO offers {core.available_devices}, asked for {wanted!r}. Install its driver, or use CPU.")
@@ -42,6 +43,7 @@ class OpenvinoRunner:
         except RuntimeError as fault:
             raise DeviceError(f"{path}: OpenVINO {ov.__version__} refuses it: {str(fault).strip().splitlines()[-1]}") from None
         self._request = self._compiled.create_infer_request()
+        self.takes: Takes = "uint8" if model.input(0).element_type == ov.Type.u8 else "float32"
         self.provider = wanted
         self.version = f"openvino {ov.__version__}"
 

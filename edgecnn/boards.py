@@ -1,0 +1,160 @@
+"""The board's commands from the host: here, or with `--on BOARD` over there; and the boards that the user names."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from edgecnn import measure
+from edgecnn.device.__main__ import evaluation_set, parser
+from edgecnn.device.__main__ import main as here
+from edgecnn.device.bundle import verify_bundle
+from edgecnn.errors import DataError, DeviceError, EdgecnnError, IntegrityError, UsageError
+from edgecnn.remote import (
+    Address,
+    Board,
+    Out,
+    accept_keys,
+    fingerprints,
+    offered_keys,
+    parse_address,
+    printable,
+    register,
+)
+
+TIMEOUT_S = 3600.0
+# What the board's half ends with for a fault of the files or of the command, wherever it runs; all else is the board's.
+_SAME_EVERYWHERE: dict[int, type[EdgecnnError]] = {2: UsageError, 3: DataError, 7: IntegrityError}
+
+
+def command(words: Sequence[str]) -> int:
+    """Run one of the board's commands, on a board where `--on BOARD` is among `words`."""
+    words, place = _taken(words)
+    if place is None:
+        return here(words, prog="edgecnn")
+    arguments = parser("edgecnn").parse_args(words)
+    if words[0] not in ("verify", "run", "eval"):
+        raise UsageError(f"{words[0]} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {words[0]}` there.")
+    verify_bundle(arguments.bundle)
+    with Board(parse_address(place)) as board:
+        code, out, err = board.run(words[0], *_words(words[0], arguments), timeout_s=TIMEOUT_S)
+    if code:
+        lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
+        raise _SAME_EVERYWHERE.get(code, DeviceError)(f"{board.address}: {printable(lines[-1].removeprefix('edgecnn: '))[:500]}")
+    print(_shown(out, arguments))
+    return 0
+
+
+def _taken(words: Sequence[str]) -> tuple[list[str], str | None]:
+    """The words without `--on BOARD`, and BOARD."""
+    rest, place = list(words), None
+    for i, word in enumerate(rest):
+        if word == "--on" and i + 1 < len(rest):
+            place = rest[i + 1]
+            del rest[i : i + 2]
+            break
+        if word.startswith("--on="):
+            place = word.removeprefix("--on=")
+            del rest[i]
+            break
+    return rest, place
+
+
+def _words(name: str, arguments: Namespace) -> list[object]:
+    """What the command says, with the files that it reads as paths."""
+    words: list[object] = [arguments.bundle]
+    if name == "run":
+        words += [*arguments.images, "--top", arguments.top]
+    if name == "eval":
+        words += ["--data", evaluation_set(arguments)]
+        words += ["--logits", Out(arguments.logits)] if arguments.logits else []
+    if name != "verify":
+        words += ["--threads", arguments.threads]
+        words += ["--provider", arguments.provider] if arguments.provider else []
+        words += ["--runtime", arguments.runtime] if arguments.runtime else []
+    return [*words, "--json"] if arguments.json else words
+
+
+def _shown(out: str, arguments: Namespace) -> str:
+    """What the board printed, with our names for the files, and without what could command a terminal."""
+    names: dict[str, Path] = {"in1": arguments.bundle}
+    names |= {f"in{i}{_suffix(path)}": path for i, path in enumerate(getattr(arguments, "images", ()), 2)}
+    if arguments.json:
+        answer = json.loads(out)
+        for entry in answer.get("images", ()):
+            entry["image"] = str(names.get(entry["image"], entry["image"]))
+        return json.dumps(answer)  # ASCII: every escape code is escaped
+    lines = [_printable(line) for line in out.rstrip("\n").split("\n")]
+    for i, line in enumerate(lines):
+        head, colon, rest = line.partition(":")
+        if head in names:
+            lines[i] = printable(str(names[head])) + colon + rest
+    return "\n".join(lines)
+
+
+def _suffix(path: Path) -> str:
+    return path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
+
+
+def _printable(line: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in line)
+
+
+def add(name: str, text: str, fingerprint: str | None) -> None:
+    """Connect to a board, show its host key where ssh does not know it yet, and remember it as `name`.
+
+    Raises:
+        UsageError: the name or address is wrong, or nobody accepts the key.
+        DeviceError: the board does not answer, or shows another key.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise UsageError(f"{name!r}: not a name for a board. Use letters, digits, '.', '_' and '-'.")
+    address = parse_address(text)
+    try:
+        print(_checked(address))
+    except DeviceError as fault:
+        if "host key is not known" not in str(fault):
+            raise
+        _accept(address, fingerprint)
+        print(_checked(address))
+    register(name, address)
+
+
+def _accept(address: Address, fingerprint: str | None) -> None:
+    keys = offered_keys(address)
+    shown = fingerprints(keys)
+    print(f"{address} shows these host keys:", *(f"  {printable(line)}" for line in shown), sep="\n", file=sys.stderr)
+    if fingerprint:
+        if fingerprint not in {line.split()[0] for line in shown}:
+            raise DeviceError(f"{address}: none of its host keys is {fingerprint}. Another machine may answer there: do not go on.")
+    elif not sys.stdin.isatty():
+        raise UsageError(
+            f"{address}: its host key is not known. Compare it on the board, and accept it: --fingerprint {shown[0].split()[0]}"
+        )
+    elif input("Compare one with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub). The same? [yes/no] ").strip() != "yes":
+        raise UsageError(f"{address}: the host key was not accepted, and nothing was remembered.")
+    accept_keys(keys)
+
+
+def check(text: str, *, as_json: bool = False) -> str:
+    """What the board is: as text, or as one JSON object."""
+    return _checked(parse_address(text), as_json=as_json)
+
+
+def _checked(address: Address, *, as_json: bool = False) -> str:
+    with Board(address) as board:
+        told = measure.device("machine", board=board)
+    if as_json:
+        return json.dumps(told)
+    return "\n".join(f"{printable(str(key))}: {printable(_plain(value))}" for key, value in told.items() if key not in ("now", "identity"))
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {each}" for key, each in value.items())
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)

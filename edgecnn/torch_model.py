@@ -1,0 +1,57 @@
+"""A float model, and what may be used to change it. Below the stages, because loading and training need it too."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgecnn.device.spec import InputSpec
+from edgecnn.screen import Screen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from edgecnn.data import Data
+
+
+@dataclass(frozen=True)
+class TorchModel:
+    """A float model and everything needed to feed it, name its outputs and make it again.
+
+    Attributes:
+        module: in eval mode, on the CPU; takes float32 N x C x H x W, returns logits N x len(labels).
+        input: its preprocessing.
+        labels: one name an output.
+        origin: zoo name and what was done to it, JSON-able: enough to rebuild the module, then load safetensors.
+        notes: what the stage that made it has to say, a line each, for the report.
+    """
+
+    module: nn.Module
+    input: InputSpec
+    labels: tuple[str, ...]
+    origin: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    def with_module(self, module: nn.Module) -> TorchModel:
+        return replace(self, module=module)
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a stage may use besides the model.
+
+    Attributes:
+        data: the recipe's images, split.
+        seed: of everything random.
+        work: a folder of this stage alone, kept between interrupted runs; checkpoints go here.
+        screen: where progress is shown.
+        unpruned: loads the model as it was before the first stage that prunes; None where none has.
+    """
+
+    data: Data
+    seed: int
+    work: Path
+    screen: Screen
+    unpruned: Callable[[], TorchModel] | None = None

@@ -1,0 +1,162 @@
+"""int8 that holds: bias correction, the choice of ranges, float squeeze-and-excite parts and the collapse detector keep their laws."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from onnx import numpy_helper
+from tiny import SPEC, source
+from torch import Tensor, nn
+
+from edgecnn.device.packed import open_packed
+from edgecnn.device.preprocess import normalise
+from edgecnn.stages.base import TorchModel
+from edgecnn.targets.bias import channel_means, correct_bias
+from edgecnn.targets.calibration import METHODS, ranges
+from edgecnn.targets.fit import divergence, fit_qdq
+from edgecnn.targets.onnx import export_onnx
+from edgecnn.targets.onnxruntime import QUANTIZED
+from edgecnn.targets.qdq import squeeze_and_excite, write_qdq
+from edgecnn.targets.sensitivity import worst_layers
+
+FORMS = {
+    "onnxruntime": {"activations": "uint8", "symmetric": False, "quantize_bias": True, "reduce_range": False},
+    "tensorrt": {"activations": "int8", "symmetric": True, "quantize_bias": False, "reduce_range": False},
+}
+
+
+def shifted(folder: Path, path: Path, form: str) -> list[str]:
+    """The tiny network's QDQ graph with every bias moved up; returns its layers."""
+    made = ranges(source(folder).histograms(), "minmax", symmetric=bool(FORMS[form]["symmetric"]))
+    write_qdq(folder / "model.onnx", path, made, only=QUANTIZED, **FORMS[form])  # type: ignore[arg-type]
+    graph = onnx.load(str(path))
+    makers = {node.output[0]: node for node in graph.graph.node}
+    constants = {i.name: i for i in graph.graph.initializer}
+    layers = [node for node in graph.graph.node if node.op_type in ("Conv", "Gemm")]
+    for node in layers:
+        tensor = constants[node.input[2] if node.input[2] in constants else makers[node.input[2]].input[0]]
+        value = numpy_helper.to_array(tensor)
+        step = 0.05 if value.dtype == np.float32 else 0.05 / numpy_helper.to_array(constants[makers[node.input[2]].input[1]])
+        tensor.CopyFrom(numpy_helper.from_array((value + step).astype(value.dtype), tensor.name))
+    path.write_bytes(graph.SerializeToString())
+    return [node.name for node in layers]
+
+
+def mean_error(folder: Path, path: Path, layers: list[str]) -> np.ndarray:
+    """The absolute median error of each channel's mean, of all layers together."""
+    graphs = [onnx.load(str(p)) for p in (folder / "model.onnx", path)]
+    x = normalise(open_packed(folder / "calibration").images, SPEC)
+    means = []
+    for graph in graphs:
+        outputs = {node.name: node.output[0] for node in graph.graph.node}
+        means.append(channel_means(graph, [outputs[name] for name in layers], x))
+    return np.concatenate([np.abs(np.median(a - b, axis=0)) for a, b in zip(*means, strict=True)])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bias_correction_takes_out_the_mean_error(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """Biases that were moved up by 0.05 come back: no channel's mean is then off by more than a twentieth of that."""
+    path = tmp_path / "q.onnx"
+    layers = shifted(tiny_folder, path, form)
+    assert len(layers) == 4
+    before = mean_error(tiny_folder, path, layers)
+    assert np.median(before) > 0.02
+    correct_bias(tiny_folder / "model.onnx", path, open_packed(tiny_folder / "calibration"), SPEC)
+    after = mean_error(tiny_folder, path, layers)
+    assert len(after) == 24 * 3 + 4
+    assert after.max() < 0.05 / 20
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_fit_is_the_best_method_and_the_same_twice(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """The file kept is the closest of all methods to the float outputs, its note says so, and a second fit gives the same bytes."""
+    made, files = source(tiny_folder), [tmp_path / "a.onnx", tmp_path / "b.onnx"]
+    notes = [fit_qdq(made, file, methods=list(METHODS), correct=True, only=QUANTIZED, **FORMS[form])[0] for file in files]
+    assert files[0].read_bytes() == files[1].read_bytes()
+    assert notes[0] == notes[1]
+    assert all(method in notes[0] for method in METHODS)
+    alone = tmp_path / "alone.onnx"
+    fit_qdq(made, alone, methods=["minmax"], correct=False, only=QUANTIZED, **FORMS[form])
+    wanted = outputs(tiny_folder / "model.onnx", tiny_folder)
+    assert divergence(wanted, outputs(files[0], tiny_folder)) <= divergence(wanted, outputs(alone, tiny_folder)) + 1e-12
+
+
+def outputs(model: Path, folder: Path) -> np.ndarray:
+    import onnxruntime as ort
+
+    session = ort.InferenceSession(str(model), providers=["CPUExecutionProvider"])
+    images = open_packed(folder / "calibration").images
+    return np.concatenate([session.run(None, {"input": normalise(images[i : i + 1], SPEC)})[0] for i in range(len(images))])
+
+
+def test_divergence_is_zero_for_equals_and_grows() -> None:
+    """It is 0 for equal logits, whatever is added to all classes, and larger the further they lie apart."""
+    logits = np.random.default_rng(0).normal(size=(50, 10))
+    noise = np.random.default_rng(1).normal(size=(50, 10))
+    assert divergence(logits, logits + 7) == pytest.approx(0, abs=1e-12)
+    grown = [divergence(logits, logits + share * noise) for share in (0.01, 0.1, 1.0)]
+    assert 0 < grown[0] < grown[1] < grown[2]
+
+
+class Gated(nn.Module):
+    """A convolution behind a squeeze-and-excite gate, and a head that pools too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.squeeze, self.excite = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 4, 1), nn.Conv2d(4, 16, 1)
+        self.wide, self.head = nn.Conv2d(16, 32, 1), nn.Conv2d(32, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x).relu()
+        x = x * self.excite(self.squeeze(x.mean((2, 3), keepdim=True)).relu()).sigmoid()
+        pooled = self.wide(x).relu().mean((2, 3), keepdim=True)
+        logits: Tensor = self.head(pooled).flatten(1)
+        return logits
+
+
+def test_only_the_gate_is_squeeze_and_excite(tiny_folder: Path, tmp_path: Path) -> None:
+    """Pooling to sigmoid of the gate are found; the head, which works on one position too, is not; a network without gates has none."""
+    torch.manual_seed(0)
+    path = tmp_path / "gated.onnx"
+    export_onnx(TorchModel(Gated().eval(), SPEC, tuple("abcd"), {"name": "gated"}), path)
+    found = set(squeeze_and_excite(path))
+    kinds = sorted(node.op_type for node in onnx.load(str(path)).graph.node if node.name in found)
+    assert kinds == ["Conv", "Conv", "ReduceMean", "Relu", "Sigmoid"]
+    assert squeeze_and_excite(tiny_folder / "model.onnx") == []
+
+
+def test_a_collapse_is_named_with_its_layer(tiny_folder: Path, tmp_path: Path) -> None:
+    """A range of one thousandth of what the input holds is noted as a collapse, the first layer with it; a sound file is not."""
+    made, form = source(tiny_folder), {"methods": ["minmax"], "correct": False, "only": QUANTIZED, **FORMS["onnxruntime"]}
+    seen = made.histograms()
+    h = seen["input"]
+    starved = replace(made, histograms=lambda: {**seen, "input": replace(h, low=h.low / 1000, high=h.high / 1000)})
+    sound, broken = tmp_path / "sound.onnx", tmp_path / "broken.onnx"
+    assert len(fit_qdq(made, sound, **form)) == 1  # type: ignore[arg-type]
+    note = fit_qdq(starved, broken, **form)[1]  # type: ignore[arg-type]
+    assert note.startswith("collapse: only ")
+    first = next(node.name for node in onnx.load(str(made.onnx)).graph.node if node.op_type == "Conv")
+    assert f"Most is lost in {first}, " in note
+    before, after = ({w.name: w.sqnr_db for w in worst_layers(made.onnx, p, made.calibration, SPEC)} for p in (sound, broken))
+    assert len(before) == len(after) == 4
+    assert min(before.values()) > 15
+    assert after[first] < 3
+
+
+def test_correction_leaves_what_is_right(tiny_folder: Path, tmp_path: Path) -> None:
+    """Correcting twice changes no int32 bias by more than a few steps: what is right stays."""
+    path, twice = tmp_path / "q.onnx", tmp_path / "twice.onnx"
+    shifted(tiny_folder, path, "onnxruntime")
+    images = open_packed(tiny_folder / "calibration")
+    correct_bias(tiny_folder / "model.onnx", path, images, SPEC)
+    shutil.copy(path, twice)
+    correct_bias(tiny_folder / "model.onnx", twice, images, SPEC)
+    biases = [{i.name: numpy_helper.to_array(i) for i in onnx.load(str(p)).graph.initializer if i.data_type == 6} for p in (path, twice)]
+    assert len(biases[0]) >= 4
+    assert all(np.abs(biases[0][name] - biases[1][name]).max() <= 3 for name in biases[0])

@@ -1,0 +1,123 @@
+"""A QDQ graph keeps the laws of quantization, on every Q/DQ pair and every weight of a real graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import helper, numpy_helper
+from tiny import SPEC, source
+
+from edgecnn.targets.calibration import ranges
+from edgecnn.targets.qdq import write_qdq
+
+FORMS = {
+    "onnxruntime": {"activations": "uint8", "symmetric": False, "quantize_bias": True},
+    "tensorrt": {"activations": "int8", "symmetric": True, "quantize_bias": False},
+}
+OPERATORS = ["Conv", "Gemm", "MatMul", "Add", "MaxPool", "Clip"]
+
+
+def write(folder: Path, path: Path, form: str, *, reduce_range: bool = False, **more: list[str]) -> onnx.ModelProto:
+    settings = {"only": OPERATORS, **FORMS[form], **more}
+    chosen = ranges(source(folder).histograms(), "minmax", symmetric=bool(settings["symmetric"]))
+    write_qdq(folder / "model.onnx", path, chosen, reduce_range=reduce_range, **settings)  # type: ignore[arg-type]
+    return onnx.load(str(path))
+
+
+def constants(graph: onnx.ModelProto) -> dict[str, np.ndarray]:
+    return {i.name: numpy_helper.to_array(i) for i in graph.graph.initializer}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_rounding_costs_at_most_half_a_scale(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """Within the range of each Q/DQ pair, x and what comes back differ by at most scale / 2; outside it comes back as the nearest end."""
+    graph = write(tiny_folder, tmp_path / "q.onnx", form)
+    values, seen = constants(graph), 0
+    taken = {name: node for node in graph.graph.node for name in node.input}
+    for q in (node for node in graph.graph.node if node.op_type == "QuantizeLinear"):
+        dq = taken[q.output[0]]
+        assert dq.op_type == "DequantizeLinear"
+        assert list(q.input[1:]) == list(dq.input[1:]), "Q and DQ share their scale and zero point"
+        scale, zero = float(values[q.input[1]]), values[q.input[2]]
+        ends = (np.iinfo(zero.dtype).min, np.iinfo(zero.dtype).max)
+        low, high = ((end - int(zero)) * scale for end in ends)
+        assert low <= 0 <= high
+        x = np.concatenate([np.linspace(low, high, 10_001), [low * 3 - 1, high * 3 + 1]]).astype(np.float32)
+        back = _run(graph, q, dq, x)
+        assert np.abs(back - x)[:-2].max() <= scale / 2 * (1 + 1e-3)
+        np.testing.assert_allclose(back[-2:], [low, high], rtol=1e-5, atol=1e-7)
+        assert _run(graph, q, dq, np.zeros(1, np.float32))[0] == 0, "zero is exact, for padding and ReLU"
+        seen += 1
+    assert seen >= 5
+
+
+def _run(graph: onnx.ModelProto, q: onnx.NodeProto, dq: onnx.NodeProto, x: np.ndarray) -> np.ndarray:
+    """The pair alone, in onnxruntime."""
+    value = helper.make_tensor_value_info
+    needed = [i for i in graph.graph.initializer if i.name in q.input]
+    pair = helper.make_graph([q, dq], "pair", [value(q.input[0], 1, ["n"])], [value(dq.output[0], 1, ["n"])], needed)
+    model = helper.make_model(pair, opset_imports=graph.opset_import, ir_version=graph.ir_version)
+    session = ort.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    back: np.ndarray = session.run(None, {q.input[0]: x})[0]
+    return back
+
+
+@pytest.mark.parametrize("reduce_range", [False, True], ids=["8-bit", "7-bit"])
+@pytest.mark.parametrize("form", FORMS)
+def test_each_channel_of_each_weight_is_within_half_a_scale(tiny_folder: Path, tmp_path: Path, form: str, reduce_range: bool) -> None:
+    """Every weight comes back within scale / 2 of its channel, and with 7 bits none is beyond 64."""
+    graph = write(tiny_folder, tmp_path / "q.onnx", form, reduce_range=reduce_range)
+    floats, values, seen = constants(onnx.load(str(tiny_folder / "model.onnx"))), constants(graph), 0
+    for node in graph.graph.node:
+        if node.op_type != "DequantizeLinear" or values.get(node.input[0], np.zeros(0)).ndim < 2:
+            continue
+        integers, scale = values[node.input[0]], values[node.input[1]]
+        axis = next((a.i for a in node.attribute if a.name == "axis"), 1)
+        assert integers.dtype == np.int8
+        assert len(scale) == integers.shape[axis]
+        scale = scale.reshape([-1 if i == axis else 1 for i in range(integers.ndim)])
+        # Of several floats of that shape, the one it was made from is the closest.
+        alike = [v for v in floats.values() if v.shape == integers.shape]
+        error = min(float((np.abs(integers * scale - v) / scale).max()) for v in alike)
+        assert error <= 0.5 * (1 + 1e-3)
+        assert np.abs(integers.astype(int)).max() <= (64 if reduce_range else 127)
+        seen += 1
+    assert seen == 4, "three convolutions and the linear layer"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_excluded_nodes_stay_in_float(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """A convolution that is excluded has float weights and its neighbours have not; the result is closer to the float one."""
+    float_graph = onnx.load(str(tiny_folder / "model.onnx"))
+    names = [node.name for node in float_graph.graph.node if node.op_type == "Conv"]
+    graph = write(tiny_folder, tmp_path / "q.onnx", form, exclude=[names[0]])
+    values = constants(graph)
+    kept = {node.name: node.input[1] in values for node in graph.graph.node if node.op_type == "Conv"}
+    assert [kept[name] for name in names] == [True, False, False]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_only_the_named_operators_are_quantized(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """With `only: [Gemm]` the linear layer has Q/DQ around it and no convolution has."""
+    graph = write(tiny_folder, tmp_path / "q.onnx", form, only=["Gemm"])
+    made = {output: node.op_type for node in graph.graph.node for output in node.output}
+    assert {made.get(node.input[1]) for node in graph.graph.node if node.op_type == "Conv"} == {None}
+    assert {made.get(node.input[1]) for node in graph.graph.node if node.op_type == "Gemm"} == {"DequantizeLinear"}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_the_graph_is_valid_and_its_input_and_output_are_the_float_ones(tiny_folder: Path, tmp_path: Path, form: str) -> None:
+    """onnx's full check passes; input and output keep name, type and free batch; written twice, the bytes are equal."""
+    graph = write(tiny_folder, tmp_path / "q.onnx", form)
+    onnx.checker.check_model(graph, full_check=True)
+    before = onnx.load(str(tiny_folder / "model.onnx"))
+    for got, wanted in zip([*graph.graph.input, *graph.graph.output], [*before.graph.input, *before.graph.output], strict=True):
+        assert (got.name, got.type) == (wanted.name, wanted.type)
+    assert graph.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
+    assert [d.dim_value for d in graph.graph.input[0].type.tensor_type.shape.dim[1:]] == list(SPEC.shape)
+    write(tiny_folder, tmp_path / "again.onnx", form)
+    assert (tmp_path / "again.onnx").read_bytes() == (tmp_path / "q.onnx").read_bytes()
