@@ -2,9 +2,10 @@
 
     python benchmarks/prune_zoo.py [NAME ...] > prune_zoo.md
 
-Random weights with batch norm set by two images, 224 x 224, magnitude, channels in multiples of 8. "MACs" are those left, and those that the widths of `ratio` alone would
-leave are its square: 49 % and 25 %. "Rebuilt" is the zoo's network made narrow from the JSON record, with the weights loaded: its logits
-must be equal bit for bit. "ORT" and "OpenVINO" are the largest difference from torch, as a share of the largest logit.
+Random weights with batch norm set by two images, 224 x 224, magnitude, channels in multiples of 8. "MACs" are those left; the square of
+the share of channels that stays would be 49 % and 25 %. "Rebuilt" is the zoo's network made narrow from the JSON record, with the
+weights loaded: its logits must be equal bit for bit. "ORT" and "OpenVINO" are the largest difference from torch, as a share of the
+largest logit.
 """
 
 from __future__ import annotations

@@ -166,16 +166,20 @@ def _won(best: Tried, of: int) -> str:
 
 
 def _lost(t: Tried, best: Tried) -> str:
+    name = best.candidate.name
     if t.p50_s is None or best.p50_s is None or t.void or best.void:
-        return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+        return _worse(t, best) or f"as good as {name}, which comes first"
     if not _as_fast(t, best):
-        return f"slower than {best.candidate.name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
-    if t.agreement == best.agreement and t.top1 == best.top1:
-        return f"not measurably faster or better than {best.candidate.name}, which comes first"
-    return (
-        f"not measurably faster than {best.candidate.name}, and agrees less with the float model: "
-        f"{t.agreement:.2%} against {best.agreement:.2%}"
-    )
+        return f"slower than {name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
+    worse = _worse(t, best)
+    return f"not measurably faster than {name}, and {worse}" if worse else f"not measurably faster or better than {name}, which comes first"
+
+
+def _worse(t: Tried, best: Tried) -> str:
+    """In what `t` is worse on the choice images, or ""."""
+    if t.agreement < best.agreement:
+        return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
+    return f"less accurate: top-1 {t.top1:.2%} against {best.top1:.2%}" if t.top1 < best.top1 else ""
 
 
 def slower_than_float(tried: Sequence[Tried], chosen: Tried) -> list[str]:

@@ -112,7 +112,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
     }
     bundle = _bundle(run, target, chosen.artifact, evidence)
     run.screen.say(
-        f"  {target.name}: {chosen.candidate.name}, top-1 {got.top1:.2%} ({100 * (got.top1 - before.top1):+.2f} points)"
+        f"  {target.name}: {chosen.candidate.name}, top-1 {got.top1:.2%} (drop {100 * (before.top1 - got.top1):.2f} points)"
         + (f", p50 {latency['p50'] * 1e3:.3g} ms" if latency else ", not timed here")
         + f", {chosen.artifact.size_bytes / 1e6:.2f} MB: {verdict}"
     )

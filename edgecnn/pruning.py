@@ -4,6 +4,7 @@ Torch-Pruning's dependency graph (Fang et al. 2023, arXiv:2301.12900) finds what
 convolution and the layers around it, a squeeze-and-excite gate and what it scales. It does not understand every network, and
 where it does not, it may remove the wrong channels without a word. So every cut is held against a law here: a network without some
 channels computes what the whole one computes with those channels at zero.
+And every layer must have as many left as it was to have.
 """
 
 from __future__ import annotations
@@ -148,6 +149,11 @@ def _cut(module: nn.Module, shape: Shape, groups: Sequence[Group], widths: Mappi
         raise
     except Exception as fault:  # the library fails in any way on a network that it does not understand
         raise _WrongCut(f"{type(fault).__name__}: {' '.join(str(fault).split())[:120]}") from None
+    for group in groups:
+        root, meant = narrow.get_submodule(group.root), widths.get(group.root, group.channels)
+        left = getattr(root, "out_channels", None) or getattr(root, "out_features", None)
+        if left != meant:
+            raise _WrongCut(f"{group.root} has {left} channels left where {meant} were to stay")
     # Held against how the logits differ from image to image: a constant in them, such as the classifier's bias, is not computed.
     allowed = 1e-3 * float((wanted[0] - wanted[1]).abs().max()) + 1e-5 * float(wanted.abs().max())
     if not _mixes_channels(module) and float((got - wanted).abs().max()) > allowed:

@@ -18,7 +18,7 @@ from edgecnn.device.packed import open_packed
 from edgecnn.device.preprocess import normalise
 from edgecnn.stages.base import TorchModel
 from edgecnn.targets.bias import channel_means, correct_bias
-from edgecnn.targets.calibration import METHODS, ranges
+from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.fit import divergence, fit_qdq
 from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.onnxruntime import QUANTIZED
@@ -160,3 +160,16 @@ def test_correction_leaves_what_is_right(tiny_folder: Path, tmp_path: Path) -> N
     biases = [{i.name: numpy_helper.to_array(i) for i in onnx.load(str(p)).graph.initializer if i.data_type == 6} for p in (path, twice)]
     assert len(biases[0]) >= 4
     assert all(np.abs(biases[0][name] - biases[1][name]).max() <= 3 for name in biases[0])
+
+
+def test_a_network_without_biases_is_left_as_it_is(tiny_folder: Path, tmp_path: Path) -> None:
+    """An untrained network's biases are zero and left out of its graph: there is nothing to correct, and no fault."""
+    path, quantized = tmp_path / "bare.onnx", tmp_path / "q.onnx"
+    bare = nn.Sequential(nn.Conv2d(3, 4, 3, bias=False), nn.ReLU(), nn.Conv2d(4, 4, 14, bias=False), nn.Flatten())
+    export_onnx(TorchModel(bare.eval(), SPEC, tuple("abcd"), {"name": "bare"}), path)
+    images = open_packed(tiny_folder / "calibration")
+    made = ranges(collect(path, images, SPEC), "minmax", symmetric=False)
+    write_qdq(path, quantized, made, only=QUANTIZED, **FORMS["onnxruntime"])  # type: ignore[arg-type]
+    before = quantized.read_bytes()
+    correct_bias(path, quantized, images, SPEC)
+    assert quantized.read_bytes() == before

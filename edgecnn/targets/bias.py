@@ -41,6 +41,8 @@ def correct_bias(model: Path, quantized: Path, images: Packed, spec: InputSpec) 
     x = normalise(images.images[:IMAGES], spec)
     changeable = _biases(after)
     layers = [node for node in after.graph.node if node.name in changeable]
+    if not layers:  # biases of zero are left out of the graph, as all are in an untrained network
+        return
     names = {node.name: node.output[0] for node in before.graph.node}
     wanted = dict(zip([n.name for n in layers], channel_means(before, [names[n.name] for n in layers], x), strict=True))
     for node in layers:
