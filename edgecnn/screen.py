@@ -120,5 +120,6 @@ def _stream_handlers() -> list[logging.StreamHandler[Any]]:
         handler
         for logger in loggers
         for handler in logger.handlers
-        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler)
+        # Of lastResort's kind, `stream` is whatever sys.stderr is at the moment and cannot be set.
+        if isinstance(handler, logging.StreamHandler) and not isinstance(handler, logging.FileHandler | type(logging.lastResort))
     ]
