@@ -12,7 +12,6 @@ Sources: Jacob et al. 2018 (arXiv:1712.05877); onnxruntime documentation, "Quant
 
 from __future__ import annotations
 
-import platform
 import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
@@ -21,31 +20,12 @@ from typing import Literal
 
 from pydantic import Field
 
-from edgecnn.device.machine import instruction_sets
 from edgecnn.device.spec import Artifact
 from edgecnn.errors import ModelError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import squeeze_and_excite
-
-QUANTIZED = [
-    "Add",
-    "AveragePool",
-    "Clip",
-    "Concat",
-    "Conv",
-    "Gemm",
-    "GlobalAveragePool",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "ReduceMean",
-    "Relu",
-    "Reshape",
-    "Sigmoid",
-    "Transpose",
-]
+from edgecnn.targets.qdq import QUANTIZED, saturates, squeeze_and_excite
 
 
 class Onnxruntime(Target):
@@ -87,8 +67,3 @@ class Onnxruntime(Target):
 
     def missing(self) -> str | None:
         return None if find_spec("onnxruntime") else "onnxruntime is not installed here. Install it: pip install 'edgecnn[onnxruntime]'"
-
-
-def saturates() -> bool:
-    """Whether this CPU's int8 kernels add pairs in 16 bits and so need 7-bit weights: x86-64 without VNNI."""
-    return platform.machine() in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & set(instruction_sets())

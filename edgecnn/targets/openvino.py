@@ -1,6 +1,6 @@
-"""OpenVINO: fp32, fp16 weights, bf16 arithmetic, and int8 by NNCF's post-training quantization.
+"""OpenVINO: fp32, fp16 weights, bf16 arithmetic, and int8 by NNCF's post-training quantization or from the QDQ graph of our own fit.
 
-int8 uses NNCF's mixed preset (symmetric weights, asymmetric activations), per channel where OpenVINO's kernels have it. Bias is
+NNCF's int8 uses its mixed preset (symmetric weights, asymmetric activations), per channel where OpenVINO's kernels have it. Bias is
 corrected, in the fast way or fully, layer by layer (full costs minutes and rescues MobileNetV3-like models). Library: nncf.
 Sources: NNCF documentation, "Post-training quantization"; Nagel et al. 2019 (arXiv:1906.04721) for bias correction.
 
@@ -24,7 +24,10 @@ from edgecnn.device.quiet import silence_openvino
 from edgecnn.device.spec import Artifact
 from edgecnn.screen import hushed
 from edgecnn.targets.base import Candidate, Source, Target
+from edgecnn.targets.calibration import METHODS
+from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
+from edgecnn.targets.qdq import QUANTIZED, saturates
 
 
 class Openvino(Target):
@@ -40,6 +43,7 @@ class Openvino(Target):
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}))
         every += [
+            Candidate("int8-qdq", "int8", {"hint": "f32", "calibrations": list(METHODS), "reduce_range": saturates()}),
             Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}),
             Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}),
         ]
@@ -50,9 +54,24 @@ class Openvino(Target):
         import openvino as ov
 
         with tempfile.TemporaryDirectory() as work, hushed():
-            model = ov.convert_model(str(source.onnx))
+            notes: list[str] = []
+            graph = source.onnx
+            if candidate.name == "int8-qdq":
+                graph = Path(work) / "qdq.onnx"
+                notes = fit_qdq(
+                    source,
+                    graph,
+                    methods=candidate.how["calibrations"],
+                    correct=True,
+                    activations="uint8",
+                    symmetric=False,
+                    reduce_range=candidate.how["reduce_range"],
+                    quantize_bias=True,
+                    only=QUANTIZED,
+                )
+            model = ov.convert_model(str(graph))
             compress = candidate.how.get("compress", False)
-            if candidate.precision == "int8":
+            if "fast_bias_correction" in candidate.how:
                 model = _quantize(model, source, fast_bias_correction=candidate.how["fast_bias_correction"])
             xml = Path(work) / "model.xml"
             if self.input == "uint8":
@@ -60,7 +79,7 @@ class Openvino(Target):
             ov.save_model(model, xml, compress_to_fp16=compress)
             _strip(xml)
             files = {"model.xml": xml, "model.bin": xml.with_suffix(".bin")}
-            return source.artifact(self, candidate, folder, files, options={"INFERENCE_PRECISION_HINT": candidate.how["hint"]})
+            return source.artifact(self, candidate, folder, files, options={"INFERENCE_PRECISION_HINT": candidate.how["hint"]}, notes=notes)
 
     def missing(self) -> str | None:
         if not find_spec("openvino"):

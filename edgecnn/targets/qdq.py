@@ -5,15 +5,35 @@ Ranges come from `calibration`, so that every runtime's form, whatever its signe
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
+from edgecnn.device.machine import instruction_sets
 from edgecnn.screen import hushed
 from edgecnn.targets.calibration import Range
 from edgecnn.targets.onnx import strip
+
+QUANTIZED = [
+    "Add",
+    "AveragePool",
+    "Clip",
+    "Concat",
+    "Conv",
+    "Gemm",
+    "GlobalAveragePool",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "ReduceMean",
+    "Relu",
+    "Reshape",
+    "Sigmoid",
+    "Transpose",
+]
 
 
 def write_qdq(
@@ -88,3 +108,8 @@ def squeeze_and_excite(model: Path) -> list[str]:
                 found.add(maker.name)
                 todo += [i for i in maker.input if one_position(i)]
     return [node.name for node in graph.node if node.name in found]
+
+
+def saturates() -> bool:
+    """Whether this CPU's int8 kernels add pairs in 16 bits and so need 7-bit weights: x86-64 without VNNI."""
+    return platform.machine() in ("x86_64", "AMD64") and not {"avx512_vnni", "avx_vnni"} & set(instruction_sets())
