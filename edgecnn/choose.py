@@ -29,6 +29,7 @@ class Tried:
         eligible: whether the recipe's precision lets it ship; the others are there for comparison.
         artifact: its files, or None where building or running failed; `failure` says why.
         top1: on the choice images; `agreement` is with the float torch model there.
+        divergence: mean Kullback-Leibler divergence of its class probabilities from the float model's, there.
         results: latency, one a process; empty where this machine cannot run the runtime.
     """
 
@@ -40,6 +41,7 @@ class Tried:
     agreement: float = 0.0
     n: int = 0
     results: tuple[Result, ...] = ()
+    divergence: float = 0.0
 
     @property
     def p50_s(self) -> float | None:
@@ -87,7 +89,7 @@ def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple
         why |= {t.candidate.name: _lost(t, best) for t in keeping if t is not best}
         why[best.candidate.name] = _won(best, len(keeping))
     else:
-        best = max(able, key=lambda t: (t.agreement, t.top1))
+        best = max(able, key=_closeness)
         why |= {t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name]) for t in able}
         why[best.candidate.name] = "closest to the float model; none keeps the promise: " + "; ".join(broken[best.candidate.name])
     return best, why
@@ -145,9 +147,9 @@ def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_
 
 def _fastest(keeping: Sequence[Tried]) -> Tried:
     if any(t.p50_s is None or t.void for t in keeping):
-        return max(keeping, key=lambda t: (t.agreement, t.top1))
+        return max(keeping, key=_closeness)
     fastest = min(keeping, key=lambda t: t.p50_s or 0.0)
-    return max((t for t in keeping if _as_fast(t, fastest)), key=lambda t: (t.agreement, t.top1))
+    return max((t for t in keeping if _as_fast(t, fastest)), key=_closeness)
 
 
 def _as_fast(t: Tried, fastest: Tried) -> bool:
@@ -175,8 +177,15 @@ def _lost(t: Tried, best: Tried) -> str:
     return f"not measurably faster than {name}, and {worse}" if worse else f"not measurably faster or better than {name}, which comes first"
 
 
+def _closeness(t: Tried) -> tuple[float, float, float]:
+    """Divergence first: on a few hundred images agreement and top-1 differ by single images, which is chance."""
+    return -t.divergence, t.agreement, t.top1
+
+
 def _worse(t: Tried, best: Tried) -> str:
     """In what `t` is worse on the choice images, or ""."""
+    if t.divergence > best.divergence:
+        return f"further from the float model's outputs: divergence {t.divergence:.2g} against {best.divergence:.2g}"
     if t.agreement < best.agreement:
         return f"agrees less with the float model: {t.agreement:.2%} against {best.agreement:.2%}"
     return f"less accurate: top-1 {t.top1:.2%} against {best.top1:.2%}" if t.top1 < best.top1 else ""

@@ -34,6 +34,7 @@ from edgecnn.remote import on
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
+from edgecnn.targets.fit import divergence
 from edgecnn.targets.onnx import export_onnx
 
 
@@ -167,7 +168,15 @@ def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, mo
         return Tried(candidate, target.may_ship(candidate), None, failure=str(fault))
     got = accuracy(logits, run.data.choice.labels)
     agreement = compare("", model.choice, logits).agreement
-    return Tried(candidate, target.may_ship(candidate), artifact, top1=got.top1, agreement=agreement, n=got.n)
+    return Tried(
+        candidate,
+        target.may_ship(candidate),
+        artifact,
+        top1=got.top1,
+        agreement=agreement,
+        divergence=divergence(model.choice, logits),
+        n=got.n,
+    )
 
 
 def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> tuple[np.ndarray, dict[str, Any]]:
