@@ -17,6 +17,7 @@ from edgecnn.device.packed import Packed
 from edgecnn.device.spec import Artifact, InputSpec, Manifest
 from edgecnn.targets.calibration import Histogram
 from edgecnn.targets.preprocess_graph import take_pixels
+from edgecnn.targets.qdq import Form
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 
@@ -136,6 +137,10 @@ class Target(Config):
     def may_ship(self, candidate: Candidate) -> bool:
         """Whether the recipe's precision lets it ship."""
         return self.precision in ("auto", candidate.precision)
+
+    def form(self) -> Form | None:
+        """In which this runtime takes a QDQ graph, which is what training for int8 must simulate; None where it takes none."""
+        return None
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         """Write the candidate to `folder`, which is not there yet."""

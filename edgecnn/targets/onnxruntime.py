@@ -25,7 +25,7 @@ from edgecnn.errors import ModelError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import QUANTIZED, saturates, squeeze_and_excite
+from edgecnn.targets.qdq import QUANTIZED, Form, saturates, squeeze_and_excite
 
 
 class Onnxruntime(Target):
@@ -35,10 +35,13 @@ class Onnxruntime(Target):
     reduce_range: bool | None = Field(None, description="7-bit weights, for x86 without VNNI. Left out: decided by this machine's CPU.")
 
     def candidates(self) -> Sequence[Candidate]:
-        reduced = self.reduce_range if self.reduce_range is not None else saturates()
-        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": reduced}
+        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": self.form()["reduce_range"]}
         int8 = [Candidate(name, "int8", {**how, "float_se": name == "int8-float-se"}) for name in ("int8", "int8-float-se")]
         return [Candidate("fp32", "fp32", {}), *int8]
+
+    def form(self) -> Form:
+        reduced = self.reduce_range if self.reduce_range is not None else saturates()
+        return Form(activations="uint8", symmetric=False, reduce_range=reduced, quantize_bias=True, only=QUANTIZED)
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         if candidate.precision == "fp32":
@@ -54,12 +57,8 @@ class Onnxruntime(Target):
                 model,
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                activations="uint8",
-                symmetric=False,
-                reduce_range=how["reduce_range"],
-                quantize_bias=True,
-                only=QUANTIZED,
                 exclude=keep,
+                **self.form(),
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

@@ -27,7 +27,7 @@ from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
-from edgecnn.targets.qdq import QUANTIZED, saturates
+from edgecnn.targets.qdq import QUANTIZED, Form, saturates
 
 
 class Openvino(Target):
@@ -49,6 +49,9 @@ class Openvino(Target):
         ]
         return every
 
+    def form(self) -> Form:
+        return Form(activations="uint8", symmetric=False, reduce_range=saturates(), quantize_bias=True, only=QUANTIZED)
+
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         silence_openvino()
         import openvino as ov
@@ -63,11 +66,7 @@ class Openvino(Target):
                     graph,
                     methods=candidate.how["calibrations"],
                     correct=True,
-                    activations="uint8",
-                    symmetric=False,
-                    reduce_range=candidate.how["reduce_range"],
-                    quantize_bias=True,
-                    only=QUANTIZED,
+                    **self.form(),
                 )
             model = ov.convert_model(str(graph))
             compress = candidate.how.get("compress", False)

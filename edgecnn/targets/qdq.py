@@ -8,7 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, TypedDict
 
 import numpy as np
 
@@ -16,6 +16,17 @@ from edgecnn.device.machine import instruction_sets
 from edgecnn.screen import hushed
 from edgecnn.targets.calibration import Range
 from edgecnn.targets.onnx import strip
+
+
+class Form(TypedDict):
+    """What a runtime wants of a QDQ graph: arguments of `write_qdq` that its kernels decide."""
+
+    activations: Literal["uint8", "int8"]
+    symmetric: bool
+    reduce_range: bool
+    quantize_bias: bool
+    only: Sequence[str]
+
 
 QUANTIZED = [
     "Add",

@@ -26,6 +26,7 @@ from edgecnn.errors import DeviceError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
+from edgecnn.targets.qdq import Form
 
 # What TensorRT fuses with int8 convolutions; anything else between Q and DQ costs a conversion and gains nothing.
 QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "MaxPool"]
@@ -50,6 +51,9 @@ class Tensorrt(Target):
             Candidate("int8", "int8", {"calibrations": list(METHODS), "correct_bias": True}),
         ]
 
+    def form(self) -> Form:
+        return Form(activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED)
+
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         with tempfile.TemporaryDirectory() as work:
             notes = []
@@ -60,11 +64,7 @@ class Tensorrt(Target):
                     model,
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    activations="int8",
-                    symmetric=True,
-                    reduce_range=False,
-                    quantize_bias=False,
-                    only=QUANTIZED,
+                    **self.form(),
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
