@@ -14,6 +14,7 @@ import numpy as np
 
 from edgecnn.device.machine import instruction_sets
 from edgecnn.screen import hushed
+from edgecnn.targets.additions import settle_additions
 from edgecnn.targets.calibration import Range
 from edgecnn.targets.onnx import strip
 
@@ -78,6 +79,8 @@ def write_qdq(
     from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
     from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
+    if not symmetric:
+        ranges = settle_additions(model, ranges)
     data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
     with hushed():
         quantizer = QDQQuantizer(
