@@ -70,16 +70,18 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         if stage.prunes and unpruned is None:
             unpruned = before.load  # a stage that prunes works on a copy
 
-        def make(work: Path, stage: Any = stage, before: Float = before, unpruned: Any = unpruned) -> dict[str, Any]:
+        logs = run.store.root / "tensorboard" / f"{position}-{stage.stage}"
+
+        def make(work: Path, stage: Any = stage, before: Float = before, unpruned: Any = unpruned, logs: Path = logs) -> dict[str, Any]:
             begun = time.monotonic()
             run.screen.say(f"stage {stage.stage}")
-            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned))
+            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs))
             return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}
 
         inputs = {
             "before": before.key,
             "position": position,
-            "stage": {**stage.model_dump(mode="json"), **stage.inputs()},
+            "stage": {**stage.model_dump(mode="json", exclude={"tensorboard"}), **stage.inputs()},
             "data": run.data.digest,
             "seed": run.recipe.seed,
         }

@@ -153,7 +153,7 @@ class EdgecnnModel(_Model):
     """A network that edgecnn brings."""
 
     source: Literal["edgecnn"]
-    name: Literal["simple_cnn"]
+    name: Literal["simple_cnn", "resnet8"] = Field(description="A textbook's two convolutions, or MLPerf Tiny's ResNet-8.")
 
     @property
     def title(self) -> str:
@@ -512,12 +512,9 @@ def _edgecnn(config: EdgecnnModel) -> Architecture:
         raise ModelError(
             f"model.input: {config.title} halves its input twice; {spec.height} x {spec.width} is too small. Give 4 pixels or more."
         )
-    origin = {
-        "source": "edgecnn",
-        "name": config.name,
-        "in_chans": config.in_chans,
-        "options": {"height": spec.height, "width": spec.width},
-    }
+    # Only simple_cnn's first layer of units has a size that follows the image's.
+    options = {"height": spec.height, "width": spec.width} if config.name == "simple_cnn" else {}
+    origin = {"source": "edgecnn", "name": config.name, "in_chans": config.in_chans, "options": options}
     return Architecture(origin, None, spec)
 
 

@@ -31,13 +31,11 @@ def build(origin: Mapping[str, Any]) -> nn.Module:
     if source == "python":
         module = _call(name, {**classes, "in_chans": chans})
     elif source == "edgecnn":
-        from edgecnn.simple_cnn import SimpleCNN
-
         if not classes:
             raise ModelError(
                 f"model: edgecnn {name} needs a number of outputs, and data.class_index leaves that to the model. Leave class_index out."
             )
-        module = SimpleCNN(**classes, in_chans=chans, **origin["options"])
+        module = _own(name)(**classes, in_chans=chans, **origin["options"])
     elif source == "timm":
         import timm
 
@@ -51,6 +49,14 @@ def build(origin: Mapping[str, Any]) -> nn.Module:
     if "pruned" in origin:
         narrow(module, origin["pruned"]["layers"])
     return module.float().eval()
+
+
+def _own(name: str) -> type[nn.Module]:
+    from edgecnn.resnet8 import ResNet8
+    from edgecnn.simple_cnn import SimpleCNN
+
+    own: dict[str, type[nn.Module]] = {"simple_cnn": SimpleCNN, "resnet8": ResNet8}
+    return own[name]
 
 
 def head_names(origin: Mapping[str, Any]) -> frozenset[str]:

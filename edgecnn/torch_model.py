@@ -48,6 +48,7 @@ class Context:
         work: a folder of this stage alone, kept between interrupted runs; checkpoints go here.
         screen: where progress is shown.
         unpruned: loads the model as it was before the first stage that prunes; None where none has.
+        logs: a folder for TensorBoard; None puts it into `work`.
     """
 
     data: Data
@@ -55,3 +56,4 @@ class Context:
     work: Path
     screen: Screen
     unpruned: Callable[[], TorchModel] | None = None
+    logs: Path | None = None

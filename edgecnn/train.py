@@ -1,7 +1,8 @@
 """The one training loop, and evaluation of a torch model.
 
-Everything random is seeded from (seed, epoch, step or image), never from what ran before. So the same seed gives the same weights on a CPU,
-a run that was killed goes on as if it had not been, and the number of loading processes changes nothing.
+Everything random is seeded from (seed, epoch, step), never from what ran before: see `edgecnn.batches`. So the same seed gives the same
+weights on a CPU, a run that was killed goes on as if it had not been, and the number of processes that load or train changes nothing
+(but rounding, where several train; and a loss that compares the images of a batch with each other, as dist does, sees one process's part).
 """
 
 from __future__ import annotations
@@ -10,31 +11,30 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from edgecnn.data import ImageSet, pack
+from edgecnn.batches import Augment, batches, kept_in_memory, loading_processes
+from edgecnn.data import pack
 from edgecnn.device.files import fsync_folder
 from edgecnn.device.packed import Packed
-from edgecnn.device.preprocess import normalise, to_mode, to_pixels
+from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
-from edgecnn.errors import ModelError
-from edgecnn.screen import Bar
+from edgecnn.errors import ModelError, ResourceError
+from edgecnn.ranks import apart, rank, ranks, shared, together, total
 from edgecnn.torch_model import Context, TorchModel
 
 if TYPE_CHECKING:
     import torch
-    from PIL import Image
     from torch import nn
 
-Augment = Literal["none", "light", "standard", "strong"]
 Criterion = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """A loss from the images as the model takes them, its logits, and its target: labels N, or shares N x classes where images were mixed."""
-# Decoding costs a process only where images are files; below this many an epoch is over before the processes are up.
-MANY_IMAGES = 4096
+Precision = Literal["auto", "fp32", "bf16"]
 
 
 @dataclass(frozen=True)
@@ -52,6 +52,8 @@ class Fit:
     cutmix: float
     label_smoothing: float
     augment: Augment
+    precision: Precision = "auto"
+    tensorboard: bool = False
 
 
 @dataclass(frozen=True)
@@ -60,6 +62,7 @@ class Fitted:
 
     epoch: int
     top1: float
+    images_per_s: float = 0.0
 
 
 def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None = None) -> Fitted:
@@ -76,13 +79,15 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
 
     Raises:
         ModelError: the loss is not finite; the last good checkpoint stays.
+        ResourceError: no space for a checkpoint; the one before stays.
     """
     import torch
     from timm.optim import create_optimizer_v2
     from timm.scheduler.cosine_lr import CosineLRScheduler
     from timm.utils import ModelEmaV3
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device()
+    _check_parts(how, len(ctx.data.train))
     module = model.module.to(device).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(module, opt=how.optimizer, lr=how.lr, weight_decay=how.weight_decay)
     steps = max(1, len(ctx.data.train) // how.batch)
@@ -95,14 +100,20 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
         t_in_epochs=False,
     )
     ema = ModelEmaV3(module, decay=how.ema, use_warmup=True) if how.ema else None
-    target_of = _targets(how, len(model.labels))
-    criterion = criterion or cross_entropy(how.label_smoothing)
+    loop = _Loop(
+        module,
+        together(module),
+        optimizer,
+        schedule,
+        ema,
+        _targets(how, len(model.labels)),
+        criterion or cross_entropy(how.label_smoothing),
+    )
     checkpoint = ctx.work / "checkpoint.pt"
     best = Fitted(-1, -1.0)
     best_weights: dict[str, torch.Tensor] = {}
     start = 0
-    if checkpoint.exists():
-        state = torch.load(checkpoint, map_location=device, weights_only=True)
+    if (state := shared(_checkpoint(checkpoint) if rank() == 0 else None)) is not None:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         if ema is not None:
@@ -110,50 +121,85 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
         best, best_weights, start = Fitted(*state["best"]), state["best_weights"], state["epoch"] + 1
         ctx.screen.say(f"  goes on after epoch {start} of {how.epochs}")
     choice = pack(ctx.data.choice, model.input, ctx.work / "choice")
-    with ctx.screen.bar("train", how.epochs * steps) as bar:
-        for epoch in range(start, how.epochs):
-            schedule.step_update(epoch * steps)
-            loss = _epoch(module, how, ctx, model.input, epoch, steps, optimizer, schedule, ema, target_of, criterion, device, bar, best)
-            # The last step of an epoch can spoil the weights, and no loss after it would tell.
-            if not all(bool(torch.isfinite(weight).all()) for weight in module.state_dict().values()):
-                raise _diverged("weights are not finite", epoch, steps, how)
-            judged = ema.module if ema is not None else module
-            top1 = float((predict(judged, choice, model.input).argmax(1) == choice.labels).mean())
-            # A later epoch wins a tie: it has seen more.
-            if top1 >= best.top1:
-                best = Fitted(epoch + 1, top1)
-                best_weights = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
-            state = {
-                "module": module.state_dict(),
-                "optimizer": optimizer.state_dict(),
-                "best": [best.epoch, best.top1],
-                "best_weights": best_weights,
-                "epoch": epoch,
-            }
-            save_checkpoint(state if ema is None else {**state, "ema": ema.state_dict()}, checkpoint)
-            ctx.screen.note(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 on the choice images {top1:.4f}")
-    module.to("cpu").to(memory_format=torch.contiguous_format)
+    kept = kept_in_memory(ctx.data.train, model.input.channels)
+    feed = _Feed(
+        kept or ctx.data.train, how, model.input, ctx.seed, loading_processes(ctx.data.train, kept is not None, device.type == "cpu")
+    )
+    try:
+        with ctx.screen.bar("train", how.epochs * steps) as bar, _logged(how, ctx) as log:
+            for epoch in range(start, how.epochs):
+                schedule.step_update(epoch * steps)
+                begun = time.monotonic()
+
+                def told(step: int, loss: float, epoch: int = epoch, begun: float = begun, best: Fitted = best) -> None:
+                    rate = step * how.batch / (time.monotonic() - begun)
+                    so_far = f"  top-1 {best.top1:.1%}" if best.epoch > 0 else ""
+                    bar(epoch * steps + step, f"epoch {epoch + 1}/{how.epochs}  loss {loss:.3f}{so_far}  {rate:.0f} images/s")
+                    if step % 10 == 0:
+                        log({"loss": loss, "lr": optimizer.param_groups[0]["lr"], "images_per_s": rate}, epoch * steps + step)
+
+                loss = _epoch(loop, feed, epoch, steps, told)
+                rate = steps * how.batch / (time.monotonic() - begun)
+                # The last step of an epoch can spoil the weights, and no loss after it would tell.
+                if not all(bool(torch.isfinite(weight).all()) for weight in module.state_dict().values()):
+                    raise _diverged("weights are not finite", epoch, steps, how)
+                judged = ema.module if ema is not None else module
+                top1 = _top1(judged, choice, model.input)
+                # A later epoch wins a tie: it has seen more.
+                if top1 >= best.top1:
+                    best = Fitted(epoch + 1, top1, rate)
+                    best_weights = {k: v.detach().cpu().clone() for k, v in judged.state_dict().items()}
+                state = {
+                    "module": module.state_dict(),
+                    "optimizer": optimizer.state_dict(),
+                    "best": [best.epoch, best.top1, best.images_per_s],
+                    "best_weights": best_weights,
+                    "epoch": epoch,
+                }
+                if rank() == 0:
+                    _keep(state if ema is None else {**state, "ema": ema.state_dict()}, checkpoint)
+                log({"choice_top1": top1}, (epoch + 1) * steps)
+                ctx.screen.note(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 on the choice images {top1:.4f}, {rate:.0f} images/s")
+    finally:
+        apart(module)
+        module.to("cpu").to(memory_format=torch.contiguous_format)
     module.load_state_dict(best_weights)
     module.eval()
     return best
 
 
-def _epoch(
-    module: nn.Module,
-    how: Fit,
-    ctx: Context,
-    spec: InputSpec,
-    epoch: int,
-    steps: int,
-    optimizer: Any,
-    schedule: Any,
-    ema: Any,
-    target_of: Any,
-    criterion: Criterion,
-    device: torch.device,
-    bar: Bar,
-    best: Fitted,
-) -> float:
+@dataclass(frozen=True)
+class _Loop:
+    """What an epoch works with: the module itself, and `net`, which is what is called in training."""
+
+    module: nn.Module
+    net: nn.Module
+    optimizer: torch.optim.Optimizer
+    schedule: Any
+    ema: Any
+    target_of: Any
+    criterion: Criterion
+
+
+@dataclass(frozen=True)
+class _Feed:
+    """Where an epoch's batches come from."""
+
+    images: Any
+    how: Fit
+    spec: InputSpec
+    seed: int
+    workers: int
+
+    def epoch(self, number: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        how = self.how
+        return batches(
+            self.images, self.spec, how.augment, how.batch,
+            seed=self.seed, epoch=number, workers=self.workers, rank=rank(), ranks=ranks(),
+        )  # fmt: skip
+
+
+def _epoch(loop: _Loop, feed: _Feed, epoch: int, steps: int, told: Callable[[int, float], None]) -> float:
     """Train one epoch; returns the mean loss.
 
     Raises:
@@ -161,28 +207,103 @@ def _epoch(
     """
     import torch
 
-    module.train()
-    total, begun = 0.0, time.monotonic()
-    for step, (pixels, labels) in enumerate(_batches(ctx.data.train, how, spec, ctx.seed, epoch, steps)):
-        seed_all(ctx.seed, epoch, step)
-        x = torch.from_numpy(normalise(pixels, spec)).to(device, memory_format=torch.channels_last)
-        x, target = target_of(x, torch.from_numpy(labels).to(device))
-        loss = criterion(x, module(x), target)
+    device = next(loop.module.parameters()).device
+    kind = torch.bfloat16 if _half(feed.how.precision, device) else None
+    loop.module.train()
+    whole = 0.0
+    for step, (pixels, labels) in enumerate(feed.epoch(epoch)):
+        seed_all(feed.seed, epoch, step)
+        x = torch.from_numpy(normalise(pixels, feed.spec)).to(device, memory_format=torch.channels_last)
+        x, target = loop.target_of(x, torch.from_numpy(labels).to(device))
+        if rank():  # mixing was drawn alike in all processes; what is dropped out must differ
+            torch.manual_seed(int(np.random.SeedSequence([feed.seed, epoch, step, rank()]).generate_state(1)[0]))
+        with torch.autocast(device.type, kind, enabled=kind is not None):
+            logits = loop.net(x)
+        loss = loop.criterion(x, logits.float(), target)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise _diverged(f"the loss is {value}", epoch, step + 1, how)
-        optimizer.zero_grad(set_to_none=True)
+            raise _diverged(f"the loss is {value}", epoch, step + 1, feed.how)
+        loop.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
+        loop.optimizer.step()
         done = epoch * steps + step + 1
-        schedule.step_update(done)
-        if ema is not None:
-            ema.update(module, step=done)
-        total += value
-        rate = (step + 1) * how.batch / (time.monotonic() - begun)
-        told = f"  top-1 {best.top1:.1%}" if best.epoch > 0 else ""
-        bar(done, f"epoch {epoch + 1}/{how.epochs}  loss {total / (step + 1):.3f}{told}  {rate:.0f} images/s")
-    return total / steps
+        loop.schedule.step_update(done)
+        if loop.ema is not None:
+            loop.ema.update(loop.module, step=done)
+        whole += value
+        told(step + 1, whole / (step + 1))
+    return whole / steps
+
+
+def _device() -> torch.device:
+    """Where this process trains."""
+    import torch
+
+    if ranks() > 1:
+        from accelerate import PartialState
+
+        found: torch.device = PartialState().device  # also opens the connection to the other processes
+        return found
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _half(precision: Precision, device: torch.device) -> bool:
+    """Whether to compute in bfloat16. Not by itself on a CPU: there it halves the speed of depthwise convolutions."""
+    import torch
+
+    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+
+
+def _check_parts(how: Fit, images: int) -> None:
+    if ranks() > 1 and (how.batch % (2 * ranks()) or images < how.batch):
+        raise ModelError(
+            f"stages: batch: {how.batch} of {images} images cannot be dealt evenly to {ranks()} processes. Use a multiple of {2 * ranks()}."
+        )
+
+
+def _checkpoint(path: Path) -> dict[str, Any] | None:
+    import torch
+
+    found: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
+    return found
+
+
+def _keep(state: dict[str, Any], path: Path) -> None:
+    try:
+        save_checkpoint(state, path)
+    except (OSError, RuntimeError) as fault:  # torch's writer turns a full disk into a RuntimeError
+        free = os.statvfs(path.parent).f_bavail * os.statvfs(path.parent).f_frsize
+        raise ResourceError(
+            f"{path}: the checkpoint of epoch {state['epoch'] + 1} cannot be written ({str(fault).splitlines()[0]}; "
+            f"{free >> 20} MiB free). The one before is whole: free some space, then run the same command again."
+        ) from None
+
+
+def _top1(module: nn.Module, images: Packed, spec: InputSpec) -> float:
+    """Share of the images whose class is right; each process looks at its part."""
+    mine = slice(rank(), None, ranks())
+    right = int((predict(module, images, spec, rows=mine).argmax(1) == images.labels[mine]).sum())
+    return total(right) / len(images)
+
+
+@contextmanager
+def _logged(how: Fit, ctx: Context) -> Iterator[Callable[[dict[str, float], int], None]]:
+    """Writes figures for TensorBoard where asked to, else nowhere."""
+    if not how.tensorboard or rank():
+        yield lambda figures, step: None
+        return
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise ModelError("stages: tensorboard: the package is not installed. pip install tensorboard, or leave the key out.") from None
+    with SummaryWriter(str(ctx.logs or ctx.work / "tensorboard")) as writer:
+
+        def log(figures: dict[str, float], step: int) -> None:
+            for name, value in figures.items():
+                writer.add_scalar(name, value, step)
+            writer.flush()
+
+        yield log
 
 
 def _diverged(what: str, epoch: int, step: int, how: Fit) -> ModelError:
@@ -199,16 +320,17 @@ def cross_entropy(label_smoothing: float) -> Criterion:
     return lambda x, logits, target: cross_entropy(logits, target, label_smoothing=0.0 if target.ndim == 2 else label_smoothing)
 
 
-def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64) -> np.ndarray:
-    """Logits N x classes, float32, of every image of the set, in its order; leaves `module` in eval mode."""
+def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64, rows: slice = slice(None)) -> np.ndarray:
+    """Logits N x classes, float32, of every image of the set (or of those of `rows`), in its order; leaves `module` in eval mode."""
     import torch
 
     module.eval()
     device = next(module.parameters()).device
+    pixels = images.images[rows]
     with torch.inference_mode():
         parts = [
-            module(torch.from_numpy(normalise(images.images[i : i + batch], spec)).to(device)).float().cpu().numpy()
-            for i in range(0, len(images.labels), batch)
+            module(torch.from_numpy(normalise(pixels[i : i + batch], spec)).to(device)).float().cpu().numpy()
+            for i in range(0, len(pixels), batch)
         ]
     return np.concatenate(parts)
 
@@ -242,73 +364,3 @@ def _targets(how: Fit, classes: int) -> Any:
     from timm.data import Mixup
 
     return Mixup(mixup_alpha=how.mixup, cutmix_alpha=how.cutmix, label_smoothing=how.label_smoothing, num_classes=classes)
-
-
-def _batches(images: ImageSet, how: Fit, spec: InputSpec, seed: int, epoch: int, steps: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Shuffled batches of (uint8 N x H x W x C, labels N); the last, short one is left out, as batch norm wants it."""
-    from torch.utils.data import DataLoader
-
-    order = np.random.default_rng([seed, epoch]).permutation(len(images))[: steps * how.batch]
-    workers = min(4, os.cpu_count() or 1) if len(order) >= MANY_IMAGES else 0
-    loader: DataLoader[Any] = DataLoader(
-        _Samples(images, order, augmenter(how.augment, spec), seed, epoch),  # type: ignore[arg-type]
-        batch_size=how.batch,
-        num_workers=workers,
-        collate_fn=_stack,
-    )
-    yield from loader
-
-
-def _stack(samples: list[tuple[np.ndarray, int]]) -> tuple[np.ndarray, np.ndarray]:
-    return np.stack([pixels for pixels, _ in samples]), np.array([label for _, label in samples])
-
-
-class _Samples:
-    """The epoch's images in order, each augmented from a seed of its own."""
-
-    def __init__(self, images: ImageSet, order: np.ndarray, augment: Any, seed: int, epoch: int) -> None:
-        self._images, self._order, self._augment, self._seed, self._epoch = images, order, augment, seed, epoch
-
-    def __len__(self) -> int:
-        return len(self._order)
-
-    def __getitem__(self, position: int) -> tuple[np.ndarray, int]:
-        import torch
-
-        i = int(self._order[position])
-        torch.manual_seed(int(np.random.SeedSequence([self._seed, self._epoch, i]).generate_state(1)[0]))
-        return self._augment(self._images.read(i)), int(self._images.labels[i])
-
-
-def augmenter(augment: Augment, spec: InputSpec) -> Any:
-    """A function from a PIL image to uint8 H x W x C, drawing from torch's generator.
-
-    none: as in evaluation. light: small turns, shifts and zooms, no mirroring (digits, signs). standard: random crop and mirroring.
-    strong: standard with TrivialAugment (Müller and Hutter 2021, arXiv:2103.10158).
-    """
-    from torchvision.transforms import InterpolationMode, v2
-
-    mode = InterpolationMode(spec.interpolation)
-    if augment in ("none", "light"):
-        affine = v2.RandomAffine(degrees=10, translate=(0.1, 0.1), scale=(0.85, 1.15), interpolation=InterpolationMode.BILINEAR)
-
-        def small(image: Image.Image) -> np.ndarray:
-            pixels = to_pixels(image, spec)
-            return pixels if augment == "none" else _pixels(affine(_image(pixels)), spec)
-
-        return small
-    steps: list[Any] = [v2.RandomResizedCrop((spec.height, spec.width), scale=(0.35, 1.0), interpolation=mode), v2.RandomHorizontalFlip()]
-    if augment == "strong":
-        steps.append(v2.TrivialAugmentWide())
-    transform = v2.Compose(steps)
-    return lambda image: _pixels(transform(to_mode(image, spec.channels)), spec)
-
-
-def _image(pixels: np.ndarray) -> Image.Image:
-    from PIL import Image
-
-    return Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _pixels(image: Image.Image, spec: InputSpec) -> np.ndarray:
-    return np.asarray(image, np.uint8).reshape(spec.height, spec.width, spec.channels)

@@ -12,10 +12,11 @@ import tiny
 import torch
 
 from edgecnn import train
+from edgecnn.batches import Augment, augmenter, batches, kept_in_memory
 from edgecnn.data import Data, load_data, pack
 from edgecnn.device.packed import open_packed
 from edgecnn.device.preprocess import normalise
-from edgecnn.errors import ModelError
+from edgecnn.errors import ModelError, ResourceError
 from edgecnn.recipe import load_recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
@@ -79,18 +80,17 @@ def test_interrupted_is_unbroken(data: Data, tmp_path: Path, variant: str, monke
     """Stopped in the middle of an epoch and run again, the weights are those of an unbroken run, bit for bit."""
     how = VARIANTS[variant]
     whole = trained(how, data, tmp_path / "whole")
-    batches = train._batches
 
-    def stop_in_the_third(images, how, spec, seed, epoch, steps):  # type: ignore[no-untyped-def]
-        for step, batch in enumerate(batches(images, how, spec, seed, epoch, steps)):
-            if epoch == 2 and step == 1:
+    def stop_in_the_third(*args, **kwargs):  # type: ignore[no-untyped-def]
+        for step, batch in enumerate(batches(*args, **kwargs)):
+            if kwargs["epoch"] == 2 and step == 1:
                 raise KeyboardInterrupt
             yield batch
 
-    monkeypatch.setattr(train, "_batches", stop_in_the_third)
+    monkeypatch.setattr(train, "batches", stop_in_the_third)
     with pytest.raises(KeyboardInterrupt):
         trained(how, data, tmp_path / "broken")
-    monkeypatch.setattr(train, "_batches", batches)
+    monkeypatch.setattr(train, "batches", batches)
     assert torch.load(tmp_path / "broken/checkpoint.pt", weights_only=True)["epoch"] == 1
     assert same(whole, trained(how, data, tmp_path / "broken"))
 
@@ -111,9 +111,9 @@ def test_loss_that_is_not_finite(data: Data, tmp_path: Path, monkeypatch: pytest
     epoch_of = train._epoch
 
     def broken(*args):  # type: ignore[no-untyped-def]
-        if args[4] == 2:
+        if args[2] == 2:
             with torch.no_grad():
-                args[0].head.weight.fill_(float("nan"))
+                args[0].module.head.weight.fill_(float("nan"))
         return epoch_of(*args)
 
     monkeypatch.setattr(train, "_epoch", broken)
@@ -131,7 +131,7 @@ def test_weights_spoiled_by_the_last_step(data: Data, tmp_path: Path, monkeypatc
     def spoiling(*args):  # type: ignore[no-untyped-def]
         loss = epoch_of(*args)
         with torch.no_grad():
-            args[0].head.weight[0, 0] = float("inf") if args[4] == HOW.epochs - 1 else args[0].head.weight[0, 0]
+            args[0].module.head.weight[0, 0] *= float("inf") if args[2] == HOW.epochs - 1 else 1
         return loss
 
     monkeypatch.setattr(train, "_epoch", spoiling)
@@ -140,31 +140,97 @@ def test_weights_spoiled_by_the_last_step(data: Data, tmp_path: Path, monkeypatc
     assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 2
 
 
-def test_augmentation_does_not_depend_on_processes(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Loaded in this process or in several, an epoch's batches are the same, byte by byte; another epoch's differ."""
+def epoch_of(data: Data, augment: Augment, number: int = 0, batch: int = 8, **how: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    return list(batches(data.train, tiny.SPEC, augment, batch, seed=0, epoch=number, **how))
 
-    def epoch(number: int) -> list[tuple[np.ndarray, np.ndarray]]:
-        return list(train._batches(data.train, replace(HOW, augment="strong"), tiny.SPEC, 0, number, 3))
 
-    here = epoch(0)
-    monkeypatch.setattr(train, "MANY_IMAGES", 1)
-    monkeypatch.setattr("os.cpu_count", lambda: 2)
-    elsewhere = epoch(0)
-    assert len(here) == len(elsewhere) == 3
-    for (a, la), (b, lb) in zip(here, elsewhere, strict=True):
+@pytest.mark.parametrize("augment", ["light", "shift", "standard", "strong"])
+def test_augmentation_does_not_depend_on_processes(data: Data, augment: Augment) -> None:
+    """Loaded in this process or in several, from files or from memory, a batch is the same, byte by byte; another epoch's differs."""
+    here, elsewhere = epoch_of(data, augment), epoch_of(data, augment, workers=2)
+    kept = kept_in_memory(data.train, 3)
+    assert kept is not None
+    assert len(here) == len(elsewhere) == len(data.train) // 8 > 3
+    for (a, la), (b, lb), (c, _) in zip(here, elsewhere, batches(kept, tiny.SPEC, augment, 8, seed=0, epoch=0), strict=True):
         assert np.array_equal(a, b)
+        assert np.array_equal(a, c)
         assert np.array_equal(la, lb)
-    assert not np.array_equal(here[0][0], epoch(1)[0][0])
+    assert not np.array_equal(here[0][0], epoch_of(data, augment, 1)[0][0])
+
+
+def test_training_processes_share_a_batch(data: Data) -> None:
+    """Two processes get, between them, the images that one would, each with its mirror image's place in the batch, which mixup mixes."""
+    whole, parts = epoch_of(data, "strong"), [epoch_of(data, "strong", rank=rank, ranks=2) for rank in (0, 1)]
+    for (pixels, labels), *halves in zip(whole, *parts, strict=True):
+        first, second = (half[0] for half in halves)
+        assert np.array_equal(np.concatenate([first[:2], second, first[2:]]), pixels)
+        assert np.array_equal(np.concatenate([halves[0][1][:2], halves[1][1], halves[0][1][2:]]), labels)
+
+
+def test_images_too_many_for_memory_are_read_again(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Decoded images stay in memory up to a bound, and are not kept above it."""
+    monkeypatch.setattr("edgecnn.batches.KEPT_BYTES", len(data.train) * 16 * 16 * 3 - 1)
+    assert kept_in_memory(data.train, 3) is None
+    monkeypatch.setattr("edgecnn.batches.KEPT_BYTES", len(data.train) * 16 * 16 * 3)
+    assert kept_in_memory(data.train, 3) is not None
 
 
 def test_every_image_once_an_epoch(data: Data) -> None:
     """An epoch takes no image twice and leaves out only the last, short batch."""
-    how = replace(HOW, batch=5, augment="none")
     steps = len(data.train) // 5
-    order = np.concatenate([labels for _, labels in train._batches(data.train, how, tiny.SPEC, 0, 0, steps)])
-    pixels = np.concatenate([p for p, _ in train._batches(data.train, how, tiny.SPEC, 0, 0, steps)])
-    assert len(order) == steps * 5 > 0
+    labels = np.concatenate([labels for _, labels in epoch_of(data, "none", batch=5)])
+    pixels = np.concatenate([p for p, _ in epoch_of(data, "none", batch=5)])
+    assert len(labels) == steps * 5 > 0
     assert len({p.tobytes() for p in pixels}) == len(pixels)
+
+
+def test_shift_moves_and_mirrors() -> None:
+    """shift gives the image itself, moved by at most an eighth and mirrored half of the time, black where nothing is."""
+    from PIL import Image
+
+    pixels = np.arange(1, 257, dtype=np.uint8).reshape(16, 16, 1).repeat(3, 2)
+    augment = augmenter("shift", tiny.SPEC)
+    torch.manual_seed(0)
+    found = {
+        (bool(p[8, 8, 0] > p[8, 9, 0]), int((p.max((1, 2)) == 0).sum())) for p in (augment(Image.fromarray(pixels)) for _ in range(200))
+    }
+    assert found == {(mirrored, rows) for mirrored in (False, True) for rows in (0, 1, 2)}
+
+
+def test_bf16_is_not_float32(data: Data, tmp_path: Path) -> None:
+    """precision: bf16 computes with 8 bits of mantissa and keeps float32 weights that differ a little from those of fp32."""
+    whole, half = (trained(replace(HOW, epochs=1, precision=p), data, tmp_path / p) for p in ("fp32", "bf16"))
+    assert not same(whole, half)
+    for name, tensor in half.items():
+        assert tensor.dtype == whole[name].dtype
+        assert torch.allclose(tensor.float(), whole[name].float(), atol=0.1), name
+
+
+def test_tensorboard_reads_the_log(data: Data, tmp_path: Path) -> None:
+    """With tensorboard on, its own reader finds the loss, and the top-1 of each epoch; the weights are those without."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    plain = trained(replace(HOW, epochs=2), data, tmp_path / "a")
+    assert same(plain, trained(replace(HOW, epochs=2, tensorboard=True), data, tmp_path / "b"))
+    read = EventAccumulator(str(tmp_path / "b" / "tensorboard")).Reload()
+    assert [e.step for e in read.Scalars("choice_top1")] == [len(data.train) // 8, 2 * (len(data.train) // 8)]
+    assert not (tmp_path / "a" / "tensorboard").exists()
+
+
+def test_no_space_for_a_checkpoint(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A full disk ends training with the epoch, the file and the cure, and the checkpoint before stays."""
+    save, saved = torch.save, []
+
+    def full(state: object, out) -> None:  # type: ignore[no-untyped-def]
+        if saved:
+            raise RuntimeError("[enforce fail at inline_container.cc:668] . unexpected pos 64 vs 0")
+        saved.append(1)
+        save(state, out)
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(ResourceError, match=r"checkpoint of epoch 2 cannot be written .* MiB free.*free some space"):
+        trained(HOW, data, tmp_path)
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["epoch"] == 0
 
 
 def test_evaluation_uses_the_boards_preprocessing(data: Data, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ batch. Limits: labelled images, logits only (no feature hints), one process, one
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
@@ -20,8 +20,8 @@ from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError
 from edgecnn.losses import dist_loss, kl_loss
 from edgecnn.models import ModelConfig, load_model, model_digest
-from edgecnn.stages.base import Context, Stage, TorchModel
-from edgecnn.train import Augment, Criterion, Fit, cross_entropy, fit
+from edgecnn.stages.base import Context, TorchModel, Training
+from edgecnn.train import Criterion, cross_entropy, fit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,45 +29,26 @@ if TYPE_CHECKING:
 LOSSES = {"kl": kl_loss, "dist": dist_loss}
 
 
-class Distil(Stage):
+class Distil(Training):
     """Train with a teacher."""
 
-    trains: ClassVar[bool] = True
-
     stage: Literal["distil"]
-    epochs: int = Field(ge=1, le=100_000, description="Passes over the training images.")
     teacher: Literal["before-pruning"] | ModelConfig = Field(
         "before-pruning", description="`before-pruning`, or a model as under `model:`, with weights for the same classes."
     )
     loss: Literal["kl", "dist"] = Field("kl", description="Distance to the teacher: kl of softened predictions, or dist, of correlations.")
     alpha: float = Field(0.9, gt=0, le=1, description="Weight of the teacher; the labels get the rest.")
     temperature: float = Field(4.0, gt=0, le=100, description="Softens both predictions before they are compared.")
-    batch: int = Field(64, ge=2, description="Images a step.")
-    lr: float = Field(1e-3, gt=0, description="Peak learning rate; it falls along a cosine.")
-    optimizer: Literal["adamw", "sgd", "nadamw", "lion", "rmsprop"] = Field("adamw", description="timm's optimizer of that name.")
-    weight_decay: float = Field(0.02, ge=0, description="Decoupled weight decay.")
-    warmup_epochs: float = Field(1, ge=0, description="Epochs over which the learning rate rises from a hundredth.")
-    ema: float | None = Field(
-        None, gt=0, lt=1, description="Decay of an exponential moving average of the weights, such as 0.999; left out, none."
-    )
-    mixup: float = Field(0.0, ge=0, description="Alpha of mixup; 0 is off.")
-    cutmix: float = Field(0.0, ge=0, description="Alpha of cutmix; 0 is off.")
-    label_smoothing: float = Field(0.0, ge=0, lt=1, description="Share of the labels' target spread over all classes.")
-    augment: Augment = Field(
-        "standard", description="none; light: small turns and shifts; standard: random crop and mirroring; strong: and TrivialAugment."
-    )
 
     def inputs(self) -> dict[str, Any]:
         return {} if self.teacher == "before-pruning" else {"teacher": model_digest(self.teacher)}
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         teacher = self._teacher(model, ctx)
-        settings = self.model_dump(mode="json", exclude={"stage"})
-        how = Fit(**{key: value for key, value in settings.items() if key in Fit.__dataclass_fields__})
-        fitted = fit(model, how, ctx, self._criterion(teacher, model.input))
+        fitted = fit(model, self.how(), ctx, self._criterion(teacher, model.input))
         note = f"best epoch {fitted.epoch} of {self.epochs}: top-1 {fitted.top1:.2%} on the choice images"
         ctx.screen.say(f"  {note}")
-        return replace(model, origin={**model.origin, "distilled": settings}, notes=(note,))
+        return replace(model, origin={**model.origin, "distilled": self.settings()}, notes=(note,))
 
     def _teacher(self, model: TorchModel, ctx: Context) -> TorchModel:
         if self.teacher == "before-pruning":
