@@ -77,6 +77,7 @@ class Data:
         names: output index to name; with `class_index` not necessarily of all outputs.
         digest: sha256 over every image, label, id and split, their order, and the names: equal digests, equal data.
         calibration_sha256: the same of the calibration set alone.
+        evaluation_contents: sha256 of each evaluation image as it was found: the same image in another run has the same.
         skipped: ids of the images that do not decode and were left out.
         doubts: why a figure from these images may not be worth much; empty is good.
     """
@@ -89,6 +90,7 @@ class Data:
     names: dict[int, str]
     digest: str
     calibration_sha256: str
+    evaluation_contents: tuple[str, ...]
     skipped: tuple[str, ...]
     doubts: tuple[str, ...]
 
@@ -128,6 +130,7 @@ def load_data(config: DataConfig, seed: int, screen: Screen | None = None) -> Da
         names=found.names,
         digest=_sha256(json.dumps([lines, found.outputs, sorted(found.names.items())])),
         calibration_sha256=_sha256(json.dumps(lines["calibration"])),
+        evaluation_contents=tuple(digests[i] for i in splits["evaluation"]),
         skipped=tuple(skipped),
         doubts=tuple(doubts),
     )

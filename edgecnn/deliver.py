@@ -36,6 +36,7 @@ from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
 from edgecnn.targets.fit import divergence
 from edgecnn.targets.onnx import export_onnx
+from edgecnn.trust import examine
 
 
 def source_of(run: Run, model: Float) -> Source:
@@ -132,6 +133,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         "bundle_sha256": bundle,
         **evidence,
         "per_class": per_class(logits, labels, model.labels),
+        "trust": examine(run, target, chosen.artifact, baseline, logits),
         "promise": promise.model_dump(),
         "candidates": choose.summaries(tried, chosen, why),
     }

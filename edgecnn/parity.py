@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -44,11 +45,15 @@ def drop_interval(before: np.ndarray, after: np.ndarray, labels: np.ndarray) -> 
     Bonett and Price's adjusted Wald interval for paired proportions (J. Educ. Behav. Stat. 37(4), 2012).
     """
     right_before, right_after = before.argmax(1) == labels, after.argmax(1) == labels
-    n = len(labels)
-    lost = (int((right_before & ~right_after).sum()) + 1) / (n + 2)
-    won = (int((~right_before & right_after).sum()) + 1) / (n + 2)
-    half = 1.959964 * float(np.sqrt(max(lost + won - (lost - won) ** 2, 0.0) / (n + 2)))
-    return max(-1.0, lost - won - half), min(1.0, lost - won + half)
+    return paired_interval(int((right_before & ~right_after).sum()), int((~right_before & right_after).sum()), len(labels))
+
+
+def paired_interval(lost: int, won: int, n: int) -> tuple[float, float]:
+    """The same from counts: of `n` images, `lost` are right before only and `won` after only."""
+    only_before, only_after = (lost + 1) / (n + 2), (won + 1) / (n + 2)
+    drop = only_before - only_after
+    half = 1.959964 * math.sqrt(max(only_before + only_after - drop**2, 0.0) / (n + 2))
+    return max(-1.0, drop - half), min(1.0, drop + half)
 
 
 def per_class(logits: np.ndarray, labels: np.ndarray, names: tuple[str, ...]) -> list[dict[str, Any]]:

@@ -27,6 +27,7 @@ from edgecnn.store import LIBRARIES, open_store
 from edgecnn.targets.base import Source, installed
 from edgecnn.targets.calibration import collect
 from edgecnn.targets.onnx import export_onnx
+from edgecnn.trust import warnings
 
 SPLITS = ("train", "calibration", "choice", "evaluation")
 
@@ -67,7 +68,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             "stages": stages,
             "targets": targets,
             "environment": {"machine": circumstances(), "versions": {"edgecnn": __version__, **installed(*LIBRARIES)}},
-            "doubts": [*run.data.doubts, *_coarse(run)],
+            "doubts": [*(line for t in targets for line in warnings(t["name"], t["trust"])), *run.data.doubts, *_coarse(run)],
             "resumed": store.made == 0,
             "seconds": time.monotonic() - begun,
         }

@@ -14,7 +14,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
@@ -32,6 +32,7 @@ from edgecnn.yaml_nodes import Path as Keys
 from edgecnn.zoo import find_models
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+Corruption = Literal["noise", "blur", "brightness", "contrast", "jpeg", "pixelate"]
 SCHEMA_LINE = "# yaml-language-server: $schema=recipe.schema.json"
 _SHOWN_FAULTS = 40
 _ROUNDS = 8
@@ -46,6 +47,17 @@ class Bench(Config):
     seconds: float = Field(default=0.5, gt=0, le=3600, description="Steady-state seconds in each process.")
 
 
+class Trust(Config):
+    """What is looked at beyond top-1, for the report's trust section. Nothing here changes what ships."""
+
+    corruptions: tuple[Corruption, ...] = Field(
+        ("noise", "blur", "brightness", "contrast", "jpeg", "pixelate"), description="Of the evaluation images, after ImageNet-C."
+    )
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((3,), description="Of each corruption, from 1 to 5.")
+    corrupted_images: int = Field(200, ge=0, description="Evaluation images that are corrupted; 0 leaves it out.")
+    pictures: int = Field(12, ge=0, le=60, description="Flipped and typical images to show for each target, with Grad-CAM; 0 for none.")
+
+
 class Recipe(Config):
     """One compression: from the model it names to one bundle for each target."""
 
@@ -57,6 +69,7 @@ class Recipe(Config):
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")
+    trust: Trust = Field(Trust.model_validate({}), description="What is looked at beyond top-1.")
 
 
 def recipe_digest(recipe: Recipe) -> str:

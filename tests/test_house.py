@@ -46,7 +46,7 @@ ORDER = [
     ["recipe", "store"],
     ["bench", "board_runtime", "choose", "parity", "board_readme", "doctor", "report", "verdict", "sensitivity", "card", "bom"],
     ["boards"],
-    ["floats", "deliver"],
+    ["floats", "trust", "deliver"],
     ["pipeline"],
     ["cli"],
     ["__main__"],
