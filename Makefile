@@ -17,13 +17,21 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 unit: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not shared and not gpu"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not shared and not gpu and not faults"
 
 test-shared: $(VENV)/ready  ## needs the measuring data in ../shared
 	$(BIN)/pytest -m shared
 
 test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
+
+# Pickles that run code, bombs, mutants, kills, full disks, hostile boards: SECURITY.md says what for. The short form is part of `unit`.
+FAULTS_TESTS := tests/test_loaders.py tests/test_untrusted.py
+faults: $(VENV)/ready  ## 15 minutes on two cores
+	FAULTS=minutes $(BIN)/pytest -n 2 --dist loadfile $(FAULTS_TESTS)
+
+faults-long: $(VENV)/ready  ## hours
+	FAULTS=hours $(BIN)/pytest -n 2 --dist loadfile $(FAULTS_TESTS)
 
 test-arm64: $(VENV)/ready  ## a bundle on an emulated arm64 Debian; as root, with debootstrap, qemu-user-static and binfmt-support
 	$(BIN)/pytest -n0 -s tests/test_arm64.py

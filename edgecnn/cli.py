@@ -259,6 +259,21 @@ def report(
 
 
 @app.command()
+def clean(
+    folder: Annotated[Path, typer.Argument(help="A run folder.")],
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+) -> int:
+    """Remove the stored steps of earlier recipes, which the folder's last finished run did not use."""
+    from edgecnn import store
+
+    found = store.unused(folder) if dry_run else store.clean(folder)
+    for path, size in found.items():
+        print(f"{path.name}  {size / 1e6:.1f} MB")
+    print(f"{len(found)} steps, {sum(found.values()) / 1e6:.1f} MB{'' if dry_run else ', removed'}.")
+    return DONE
+
+
+@app.command()
 def doctor(as_json: Json = False) -> int:
     """Tell what this machine has, and what that means for int8."""
     from dataclasses import asdict

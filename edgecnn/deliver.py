@@ -25,7 +25,7 @@ from edgecnn.device.golden import ABOUT, VECTORS, synthesise, write_golden
 from edgecnn.device.packed import write_packed
 from edgecnn.device.spec import Artifact, Manifest, Result, read_manifest
 from edgecnn.device.stats import summarise
-from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError
+from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError, ResourceError
 from edgecnn.floats import Float, Run, images
 from edgecnn.measure import evaluate, identity_of, latencies
 from edgecnn.parity import compare, drop_interval, per_class
@@ -157,6 +157,8 @@ def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, mo
         run.screen.say(f"  {target.name}: build {candidate.name}")
         try:
             return {"notes": target.build(candidate, source, work / "bundle").notes}
+        except ResourceError:  # says nothing about the candidate
+            raise
         except EdgecnnError as fault:
             return {"failure": str(fault)}
 
@@ -197,7 +199,7 @@ def _run_split(run: Run, target: AnyTarget, artifact: Artifact, split: str) -> t
         "runtime": stand_in or target.runtime,
     }
     entry = run.store.once("accuracy", {**inputs, "machine": identity_of(target.device)}, make)
-    return np.load(entry.folder / "logits.npy"), entry.facts
+    return np.load(entry.folder / "logits.npy", allow_pickle=False), entry.facts
 
 
 def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
@@ -323,7 +325,7 @@ def _golden(run: Run, target: AnyTarget, artifact: Artifact) -> Path:
         with on(target.device) as board:
             told = evaluate(artifact.folder, work / "images", work / "logits.npy", threads=target.threads, runtime=stand_in, board=board)
         where = f"{told['runtime']} {told['provider']}, {identity_of(target.device)['cpu']}"
-        write_golden(work, manifest, images, np.load(work / "logits.npy"), where)
+        write_golden(work, manifest, images, np.load(work / "logits.npy", allow_pickle=False), where)
 
     machine = identity_of(target.device)
     inputs = {"file": manifest.digests, "options": manifest.options, "runtime": stand_in or target.runtime, "machine": machine}

@@ -125,9 +125,9 @@ def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
 def link_evaluation(run: Run, model: Float) -> None:
     """Let `evaluation` in the run folder be the prepared evaluation images, where `edgecnn eval` looks for them."""
     folder = images(run, "evaluation", model.input)[1]
-    link = run.store.root / "evaluation"
-    link.unlink(missing_ok=True)
-    link.symlink_to(folder.relative_to(run.store.root))
+    new = run.store.root / ".evaluation.tmp"
+    new.symlink_to(folder.relative_to(run.store.root))
+    new.replace(run.store.root / "evaluation")
 
 
 def _save(model: TorchModel, work: Path) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def _measured(run: Run, entry: Entry) -> Float:
             np.save(work / f"{name}.npy", predict(load().module, packed, spec))
 
     measured = run.store.once("float", {"model": entry.key, "images": {name: packed.sha256 for name, packed in sets.items()}}, make)
-    logits = {name: np.load(measured.folder / f"{name}.npy") for name in sets}
+    logits = {name: np.load(measured.folder / f"{name}.npy", allow_pickle=False) for name in sets}
     return Float(entry.key, load, spec, labels, entry.facts, logits["choice"], logits["evaluation"])
 
 

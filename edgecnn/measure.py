@@ -11,6 +11,7 @@ import json
 import math
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,7 @@ from typing import Any
 import edgecnn
 from edgecnn.device.machine import identity
 from edgecnn.device.spec import Result
-from edgecnn.errors import DeviceError
+from edgecnn.errors import INTERRUPTED, DeviceError, ResourceError
 from edgecnn.remote import Board, Out, on, printable
 
 TIMEOUT_S = 3600
@@ -123,7 +124,12 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
         code, out, err = board.run(*words, "--json", timeout_s=TIMEOUT_S)
     if code:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
-        raise DeviceError(printable(lines[-1].removeprefix("edgecnn: ")))
+        told = printable(lines[-1].removeprefix("edgecnn: "))
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        if code in (ResourceError.exit_code, -signal.SIGKILL):  # says nothing about the file
+            raise ResourceError(told if code > 0 else f"{words[0]} {words[1]}: was killed. Is the machine out of memory?")
+        raise DeviceError(told)
     try:
         answer = json.loads(out)
     except (ValueError, RecursionError):

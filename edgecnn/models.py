@@ -32,6 +32,7 @@ from edgecnn.errors import ModelError
 from edgecnn.narrow import record_in
 from edgecnn.networks import build, first_words, head_names, here_on_path, skeleton, users_code
 from edgecnn.torch_model import TorchModel
+from edgecnn.untrusted import read_weights
 from edgecnn.zoo import nearest, zoo_names
 
 if TYPE_CHECKING:
@@ -232,9 +233,10 @@ def load_model(config: ModelConfig, outputs: int | None, names: Mapping[int, str
     weights: Mapping[str, Tensor] | None = None
     if config.checkpoint is not None:
         path = Path(config.checkpoint).expanduser()
-        weights = load_weights(path)
-        origin["weights"] = {"checkpoint": path.name, "sha256": sha256_file(path)}
-        if (record := record_in(path)) is not None:
+        read = read_weights(path)
+        weights = read.tensors
+        origin["weights"] = {"checkpoint": path.name, "sha256": read.sha256}
+        if (record := record_in(path, read.metadata)) is not None:
             origin["pruned"] = record
     elif isinstance(config, TimmModel | TorchvisionModel) and config.pretrained:
         if arch.published is None:

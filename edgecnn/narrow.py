@@ -66,19 +66,13 @@ def as_metadata(origin: Mapping[str, Any]) -> dict[str, str]:
     return {METADATA: json.dumps(origin["pruned"])} if "pruned" in origin else {}
 
 
-def record_in(path: Path) -> dict[str, Any] | None:
-    """The record in the header of a safetensors file that `checkpoint.load_weights` has accepted, or None where there is none.
+def record_in(path: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The record in the metadata of the safetensors file `path`, or None where there is none.
 
     Raises:
         ModelError: there is one, and it is damaged.
     """
-    with path.open("rb") as source:
-        start = source.read(9)
-        if start[8:] != b"{":
-            return None
-        source.seek(8)
-        header = json.loads(source.read(int.from_bytes(start[:8], "little")))
-    text = header.get("__metadata__", {}).get(METADATA)
+    text = metadata.get(METADATA)
     if text is None:
         return None
     try:

@@ -73,6 +73,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             "seconds": time.monotonic() - begun,
         }
         write_report(store.write("result.json", json.dumps(result, indent=1) + "\n"), out / "report.html")
+        store.finish()
         return result
 
 

@@ -23,6 +23,7 @@ from pydantic import Field, model_validator
 from edgecnn.config import Config
 from edgecnn.device.preprocess import decode_image, read_regular
 from edgecnn.errors import DataError
+from edgecnn.untrusted import read_arrays
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -169,19 +170,8 @@ def _digits(config: Digits) -> Found:
 
 def _arrays(config: Arrays) -> Found:
     path = _there(config.path)
-    try:
-        file = np.load(path, allow_pickle=False)
-        have = sorted(file.files) if hasattr(file, "files") else "a single array"
-        if not {"images", "labels"} <= set(have):
-            raise DataError(
-                f"{path}: needs arrays `images` and `labels`; found {have}. Write it with numpy.savez(path, images=..., labels=...)."
-            )
-        with file:
-            images, labels = file["images"], file["labels"]
-    except (DataError, MemoryError):
-        raise
-    except Exception as fault:  # numpy and zipfile raise many kinds on a broken file
-        raise DataError(f"{path}: not a readable .npz file ({str(fault).partition(chr(10))[0]}). Write it with numpy.savez.") from None
+    arrays = read_arrays(path)
+    images, labels = arrays["images"], arrays["labels"]
     if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[3] not in (1, 3)) or 0 in images.shape:
         raise DataError(
             f"{path}: images must be uint8, N x H x W, or N x H x W x 1 or 3; found {images.dtype} {images.shape}. Convert them."

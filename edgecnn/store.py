@@ -1,11 +1,12 @@
 """The run folder: every step's result under the digest of all that decides it, so that nothing is done twice and nothing stale is reused.
 
-    recipe.json           which recipe the folder belongs to
+    recipe.json           which recipe the folder belongs to, and which steps its last finished run used
     store/KEY/            a finished step: its files and done.json with their digests; KEY covers its inputs, our code and the libraries
     work/KEY/             an unfinished step; goes on from there
     bundles/NAME/ result.json report.html evaluation/ run.log
 
-A step is made in work/ and renamed to store/ when it is whole: at any instant it is there or not, never half.
+A step is made in work/, synced to the disk, and renamed to store/ when it is whole: at any instant it is there or not, never half.
+Its digests are checked the first time a process reads it. Steps of earlier recipes stay until `edgecnn clean`.
 """
 
 from __future__ import annotations
@@ -16,16 +17,18 @@ import json
 import os
 import shutil
 import socket
+import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from edgecnn import __version__
 from edgecnn.device.files import fsync_folder, sha256_file, write_atomically
-from edgecnn.errors import ResourceError, UsageError
+from edgecnn.errors import EdgecnnError, ResourceError, UsageError
 from edgecnn.targets.base import installed
 
 # Whose versions can change a result.
@@ -74,10 +77,12 @@ class Store:
     Attributes:
         root: the run folder.
         made: how many steps were made, not found, since it was opened.
+        used: facts of every step that was asked for, by the name of its folder.
     """
 
     root: Path
     made: int = 0
+    used: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def once(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
         """The result of `make` for these inputs, made now or found.
@@ -86,25 +91,39 @@ class Store:
             kind: of step, part of the key.
             inputs: everything that decides the result and is not code; JSON-able.
             make: writes its files into the folder it is given, which holds what an interrupted attempt left there; returns facts.
+
+        Raises:
+            ResourceError: the disk is full or broken, in whatever words a library said so.
         """
         key = key_of(kind, inputs)
-        folder = self.root / "store" / f"{kind}-{key}"
-        facts = _read_done(folder)
-        if facts is not None:
-            return Entry(key, folder, facts, True)
-        shutil.rmtree(folder, ignore_errors=True)  # damaged: made again
-        work = self.root / "work" / f"{kind}-{key}"
-        work.mkdir(parents=True, exist_ok=True)
-        facts = dict(make(work) or {})
-        digests = {str(p.relative_to(work)): sha256_file(p) for p in sorted(work.rglob("*")) if p.is_file()}
-        write_atomically(
-            work / "done.json", json.dumps({"kind": kind, "inputs": inputs, "facts": facts, "digests": digests}, indent=1).encode()
-        )
-        folder.parent.mkdir(exist_ok=True)
-        work.rename(folder)
-        fsync_folder(folder.parent)
-        self.made += 1
-        return Entry(key, folder, json.loads(json.dumps(facts)), False)
+        name = f"{kind}-{key}"
+        folder, work = self.root / "store" / name, self.root / "work" / name
+        facts = self.used.get(name) or _read_done(folder)
+        resumed = facts is not None
+        if facts is None:
+            if folder.exists():
+                shutil.rmtree(folder)  # damaged: made again
+            work.mkdir(parents=True, exist_ok=True)
+            facts = _read_done(work)  # whole, where a run was ended just before the rename
+            if facts is None:
+                _clear(work)
+                with _disk_faults(work):
+                    facts = dict(make(work) or {})
+                    _seal(work, {"kind": kind, "inputs": inputs, "facts": facts})
+                facts = json.loads(json.dumps(facts))
+                self.made += 1
+            folder.parent.mkdir(exist_ok=True)
+            work.rename(folder)
+            fsync_folder(folder.parent)
+            fsync_folder(work.parent)
+        self.used[name] = facts
+        return Entry(key, folder, facts, resumed)
+
+    def finish(self) -> None:
+        """Record which steps this run used, and remove what unfinished ones left: none is left to go on with."""
+        shutil.rmtree(self.root / "work", ignore_errors=True)
+        owner = json.loads((self.root / "recipe.json").read_text())
+        self.write("recipe.json", json.dumps({**owner, "used": sorted(self.used)}))
 
     def write(self, name: str, content: str) -> Path:
         """Write a result file of the whole run."""
@@ -159,10 +178,39 @@ def open_store(out: Path, recipe_name: str) -> Iterator[Store]:
         raise ResourceError(
             f"--out {out}: {free >> 20} MiB free on its disk, a run needs {MIN_FREE_BYTES >> 20} or more. Free some, or choose another."
         )
-    with _locked(out / "run.lock"):
-        write_atomically(owner, json.dumps({"name": recipe_name}).encode())
+    with _locked(out / "run.lock"), _temporary():
+        if not owner.exists():
+            write_atomically(owner, json.dumps({"name": recipe_name}).encode())
         _sweep(out)
         yield Store(out)
+
+
+def unused(out: Path) -> dict[Path, int]:
+    """The steps in `out` that its last finished run did not use, and their bytes.
+
+    Raises:
+        UsageError: it is not the folder of a finished run.
+    """
+    try:
+        used = set(json.loads((out / "recipe.json").read_text())["used"])
+    except (OSError, ValueError, KeyError, TypeError):
+        raise UsageError(f"{out}: not the folder of a finished run. Give one that `edgecnn compress` has finished.") from None
+    found = [path for path in sorted((out / "store").glob("*")) if path.is_dir() and path.name not in used]
+    return {path: sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) for path in found}
+
+
+def clean(out: Path) -> dict[Path, int]:
+    """Remove the steps in `out` that its last finished run did not use; returns them and their bytes.
+
+    Raises:
+        UsageError: it is not the folder of a finished run, or a run holds it.
+    """
+    unused(out)
+    with _locked(out / "run.lock"):
+        found = unused(out)
+        for path in found:
+            shutil.rmtree(path)
+    return found
 
 
 @contextmanager
@@ -170,16 +218,47 @@ def _locked(path: Path) -> Iterator[None]:
     with path.open("a+") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # freed by the kernel when its holder dies, however it dies
-        except OSError:
+        except BlockingIOError:
             lock.seek(0)
             raise UsageError(
                 f"--out {path.parent}: another run holds it ({lock.read().strip() or 'unknown'}). Wait for it, or choose another folder."
             ) from None
         lock.truncate(0)
-        lock.write(f"pid {os.getpid()} on {socket.gethostname()}")
+        lock.write(f"pid {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
         lock.flush()
         yield
         lock.truncate(0)
+
+
+@contextmanager
+def _temporary() -> Iterator[None]:
+    """A folder of this run's own for everything temporary, its children's too; those of runs that died are removed.
+
+    Not in the run folder: the names of sockets in it would become too long.
+    """
+    prefix = f"edgecnn-{os.getuid()}-"
+    parent, before = Path(tempfile.gettempdir()), tempfile.tempdir
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(OSError), (left / "lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        with suppress(OSError):
+            if not any(left.iterdir()) and time.time() - left.stat().st_mtime > 60:
+                left.rmdir()  # its run died between the next two lines
+    folder = Path(tempfile.mkdtemp(prefix=prefix))
+    with (folder / "lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        tempfile.tempdir, environment = str(folder), os.environ.get("TMPDIR")
+        os.environ["TMPDIR"] = str(folder)
+        try:
+            yield
+        finally:
+            tempfile.tempdir = before
+            if environment is None:
+                del os.environ["TMPDIR"]
+            else:
+                os.environ["TMPDIR"] = environment
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _sweep(out: Path) -> None:
@@ -187,17 +266,84 @@ def _sweep(out: Path) -> None:
     for folder in (out, out / "bundles"):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):
-                shutil.rmtree(path) if path.is_dir() else path.unlink()
+                _remove(path)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _clear(work: Path) -> None:
+    """Remove from an interrupted attempt what was half written; the rest is for the next attempt to use."""
+    (work / "done.json").unlink(missing_ok=True)
+    for path in [*work.rglob(".*.tmp"), *work.rglob("*.npy.tmp"), *work.rglob("tmp????????")]:
+        _remove(path)
+
+
+def _seal(work: Path, about: dict[str, Any]) -> None:
+    """Sync every file of a step to the disk, and write done.json, with their digests and its own, last."""
+    digests = {}
+    for path in sorted(work.rglob("*"), reverse=True):  # what is inside before the folder
+        if path.is_dir():
+            fsync_folder(path)
+        else:
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+            digests[str(path.relative_to(work))] = sha256_file(path)
+    whole = {**about, "digests": digests}
+    write_atomically(work / "done.json", json.dumps({**whole, "sha256": _digest(whole)}, indent=1).encode())
+
+
+def _digest(whole: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(whole, sort_keys=True).encode()).hexdigest()
 
 
 def _read_done(folder: Path) -> dict[str, Any] | None:
-    """The facts of a finished step, or None where it is not there or not intact."""
+    """The facts of a finished step, or None where it is not there or not intact: nothing missing, changed or added.
+
+    Raises:
+        OSError: it cannot be told, for the disk or this process fails; what is finished must not be taken for damaged then.
+    """
     try:
-        done = json.loads((folder / "done.json").read_text())
-        for name, digest in done["digests"].items():
-            if sha256_file(folder / name) != digest:
-                return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        whole = json.loads((folder / "done.json").read_text())
+        sha256, facts, digests = whole.pop("sha256"), whole["facts"], whole["digests"]
+        if sha256 != _digest(whole) or not isinstance(facts, dict):
+            return None
+        there = {str(p.relative_to(folder)) for p in folder.rglob("*") if not p.is_dir()} - {"done.json"}
+        if there != set(digests) or any(sha256_file(folder / name) != digest for name, digest in digests.items()):
+            return None
+    except (FileNotFoundError, NotADirectoryError, ValueError, KeyError, TypeError, AttributeError):
         return None
-    facts: dict[str, Any] = done["facts"]
     return facts
+
+
+# What libraries say, in exceptions of their own, when the disk is full or broken.
+_DISK = (
+    "No space left",
+    "os error 28",
+    "Input/output error",
+    "os error 5)",
+    "Too many open files",
+    "os error 24",
+    "PytorchStreamWriter failed",
+)
+
+
+@contextmanager
+def _disk_faults(folder: Path) -> Iterator[None]:
+    """Tell the disk's faults from a library's."""
+    try:
+        yield
+    except (EdgecnnError, OSError):
+        raise
+    except Exception as fault:
+        said = next((word for word in _DISK if word in str(fault)), None)
+        if said is None and shutil.disk_usage(folder).free >= 1 << 20:
+            raise
+        raise ResourceError(
+            f"{folder}: cannot be written ({said or 'no space left on its disk'}). Nothing finished was lost: mend that, "
+            "then run the same command again."
+        ) from None

@@ -20,12 +20,12 @@ import numpy as np
 
 from edgecnn.batches import Augment, batches, kept_in_memory, loading_processes
 from edgecnn.data import pack
-from edgecnn.device.files import fsync_folder
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError, ResourceError
 from edgecnn.ranks import apart, rank, ranks, shared, together, total
+from edgecnn.resume import read_checkpoint, save_checkpoint
 from edgecnn.torch_model import Context, TorchModel
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
     best = Fitted(-1, -1.0)
     best_weights: dict[str, torch.Tensor] = {}
     start = 0
-    if (state := shared(_checkpoint(checkpoint) if rank() == 0 else None)) is not None:
+    if (state := shared(read_checkpoint(checkpoint) if rank() == 0 else None)) is not None:
         module.load_state_dict(state["module"])
         optimizer.load_state_dict(state["optimizer"])
         if ema is not None:
@@ -261,13 +261,6 @@ def _check_parts(how: Fit, images: int) -> None:
         )
 
 
-def _checkpoint(path: Path) -> dict[str, Any] | None:
-    import torch
-
-    found: dict[str, Any] | None = torch.load(path, map_location="cpu", weights_only=True) if path.exists() else None
-    return found
-
-
 def _keep(state: dict[str, Any], path: Path) -> None:
     try:
         save_checkpoint(state, path)
@@ -333,19 +326,6 @@ def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64,
             for i in range(0, len(pixels), batch)
         ]
     return np.concatenate(parts)
-
-
-def save_checkpoint(state: dict[str, Any], path: Path) -> None:
-    """At any instant `path` is absent, old or new, never half."""
-    import torch
-
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("wb") as out:
-        torch.save(state, out)
-        out.flush()
-        os.fsync(out.fileno())
-    temporary.replace(path)
-    fsync_folder(path.parent)
 
 
 def seed_all(*parts: int) -> None:
