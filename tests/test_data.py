@@ -563,7 +563,7 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path):
     assert "not a readable .npz file" in refused(named)
     np.save(tmp_path / "b.npy", images)
     assert "a single array" in refused(Arrays(source="arrays", path=str(tmp_path / "b.npy")))
-    assert "not a readable .npz" in refused(Arrays(source="arrays", path=str(tmp_path)))
+    assert "a folder" in refused(Arrays(source="arrays", path=str(tmp_path)))
 
 
 # ---- torchvision and Hugging Face, offline

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from edgecnn.errors import ResourceError, UsageError
-from edgecnn.store import key_of, open_store
+from edgecnn.store import clean, key_of, open_store, unused
 
 ROOT = Path(__file__).parent.parent
 
@@ -45,22 +45,113 @@ def test_every_input_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(keys) == 5
 
 
-@pytest.mark.parametrize("spoil", ["flip", "remove", "no record", "half a record"])
+@pytest.mark.parametrize("spoil", ["flip", "remove", "add", "no record", "half a record", "another fact"])
 def test_damaged_step_is_made_again(tmp_path: Path, spoil: str) -> None:
-    """A step whose files are not what its record says, or whose record is gone, is made again."""
+    """A step whose files are not what its record says, or whose record is gone or changed, is made again by the next run."""
     with open_store(tmp_path / "o", "r") as store:
         folder = store.once("k", {}, write).folder
-        if spoil == "flip":
-            (folder / "a").write_text("b")
-        elif spoil == "remove":
-            (folder / "a").unlink()
-        elif spoil == "no record":
-            (folder / "done.json").unlink()
-        else:
-            (folder / "done.json").write_text((folder / "done.json").read_text()[:40])
+    record = folder / "done.json"
+    if spoil == "flip":
+        (folder / "a").write_text("b")
+    elif spoil == "remove":
+        (folder / "a").unlink()
+    elif spoil == "add":
+        (folder / "b").write_text("b")
+    elif spoil == "no record":
+        record.unlink()
+    elif spoil == "half a record":
+        record.write_text(record.read_text()[:40])
+    else:
+        record.write_text(record.read_text().replace('"n": 1', '"n": 2'))
+    with open_store(tmp_path / "o", "r") as store:
         again = store.once("k", {}, write)
         assert not again.resumed
-        assert (again.folder / "a").read_text() == "a"
+        assert again.facts == {"n": 1}
+        assert sorted(p.name for p in again.folder.iterdir()) == ["a", "done.json"]
+
+
+def test_ended_just_before_the_rename(tmp_path: Path) -> None:
+    """A step that was whole when its run was killed, but not yet renamed, is taken over and not made again."""
+    with open_store(tmp_path / "o", "r") as store:
+        folder = store.once("k", {}, write).folder
+    work = tmp_path / "o" / "work"
+    work.mkdir(exist_ok=True)
+    folder.rename(work / folder.name)
+    with open_store(tmp_path / "o", "r") as store:
+        assert store.once("k", {}, write).facts == {"n": 1}
+        assert store.made == 0
+
+
+def test_a_failing_disk_does_not_condemn_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where a finished step cannot be read for want of files or by an I/O error, the run ends; the step is not thrown away."""
+    with open_store(tmp_path / "o", "r") as store:
+        folder = store.once("k", {}, write).folder
+    with open_store(tmp_path / "o", "r") as store:
+        with monkeypatch.context() as patch:
+
+            def fail(path: Path) -> str:
+                raise OSError(5, "Input/output error", str(path))
+
+            patch.setattr("edgecnn.store.sha256_file", fail)
+            with pytest.raises(OSError, match="Input/output"):
+                store.once("k", {}, write)
+        assert (folder / "a").exists()
+        assert store.once("k", {}, write).resumed
+
+
+def test_half_written_files_of_an_attempt_go(tmp_path: Path) -> None:
+    """Temporary files that a killed attempt left in its folder are no part of the step when it is whole."""
+
+    def half(work: Path) -> None:
+        for name in (".weights.npy.abc.tmp", "images.npy.tmp", "tmpabcd1234", "checkpoint.pt"):
+            (work / name).write_text("half")
+        raise KeyboardInterrupt
+
+    with open_store(tmp_path / "o", "r") as store:
+        with pytest.raises(KeyboardInterrupt):
+            store.once("k", {}, half)
+        folder = store.once("k", {}, write).folder
+        assert sorted(p.name for p in folder.iterdir()) == ["a", "checkpoint.pt", "done.json"]
+
+
+def test_temporary_folders_of_the_dead_are_swept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a killed run left in the temporary folder is removed by the next run, that of a living one stays; a run leaves nothing."""
+    import tempfile
+
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "t"))
+    (tmp_path / "t").mkdir()
+    code = (
+        "import sys, tempfile, time; from pathlib import Path; from edgecnn.store import open_store\n"
+        "tempfile.tempdir = sys.argv[2]\n"
+        "with open_store(Path(sys.argv[1]), 'r'):\n    (Path(tempfile.mkdtemp()) / 'x').touch(); print('held', flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "o"), str(tmp_path / "t")]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == "held\n"
+        with open_store(tmp_path / "other", "r"):
+            assert len(list((tmp_path / "t").iterdir())) == 2
+        assert len(list((tmp_path / "t").rglob("x"))) == 1
+        holder.kill()
+    with open_store(tmp_path / "o", "r"):
+        assert not list((tmp_path / "t").rglob("x"))
+    assert not list((tmp_path / "t").iterdir())
+
+
+def test_clean(tmp_path: Path) -> None:
+    """`clean` removes what the last finished run did not use, and nothing before any run has finished."""
+    out = tmp_path / "o"
+    with open_store(out, "r") as store:
+        old = store.once("k", {"x": 1}, write).folder
+        with pytest.raises(UsageError, match="not the folder of a finished run"):
+            clean(out)
+    with open_store(out, "r") as store:
+        new = store.once("k", {"x": 2}, write).folder
+        store.finish()
+    assert list(unused(out)) == [old]
+    assert list(clean(out)) == [old]
+    assert new.exists()
+    assert not old.exists()
 
 
 def test_interrupted_step_goes_on(tmp_path: Path) -> None:
