@@ -76,6 +76,8 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
             begun = time.monotonic()
             run.screen.say(f"stage {stage.stage}")
             model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs))
+            for left in work.glob("checkpoint.pt*"):  # done is done: only an unfinished training goes on from one
+                left.unlink()
             return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}
 
         inputs = {

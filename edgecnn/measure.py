@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import edgecnn
+from edgecnn.device.agent import die_with_parent
 from edgecnn.device.machine import identity
 from edgecnn.device.spec import Result
 from edgecnn.errors import INTERRUPTED, DeviceError, ResourceError
@@ -146,7 +147,13 @@ def _here(words: Sequence[object]) -> tuple[int, str, str]:
     command = [sys.executable, "-m", "edgecnn.device", *texts, "--json"]
     try:
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_S, env={**os.environ, "PYTHONPATH": path}, check=False
+            command,
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            env={**os.environ, "PYTHONPATH": path},
+            preexec_fn=die_with_parent,  # a run that is killed leaves nobody who writes into its folder
+            check=False,
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(

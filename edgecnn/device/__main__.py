@@ -9,6 +9,7 @@ import argparse
 import json
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, NoReturn
 import numpy as np
 
 from edgecnn.device.bundle import verify_bundle
+from edgecnn.device.confine import confine
 from edgecnn.device.spec import Manifest
 from edgecnn.errors import DataError, DeviceError, UsageError, guarded
 
@@ -128,6 +130,7 @@ def verify(arguments: argparse.Namespace) -> int:
         from edgecnn.device.runtimes import open_runner
 
         manifest = _opened(arguments)
+        _confine(arguments, manifest)
         with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
             found, about = compare_golden(arguments.bundle, manifest, runner)
             here = f"{runner.version}, {runner.provider}"
@@ -248,6 +251,8 @@ def run(arguments: argparse.Namespace) -> int:
     # The first image is read before the model is loaded, and with it all that are named one by one: a bad file is told at once.
     named = chain([next(named)], named) if arguments.images else named
     answers: list[dict[str, Any]] = []
+    if not endless:
+        _confine(arguments, manifest)
     with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
         model = Model(manifest, runner)
         told = {**_identity(manifest), "provider": runner.provider, "runtime": runner.version}
@@ -282,6 +287,7 @@ def bench(arguments: argparse.Namespace) -> int:
     spec = manifest.input
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, spec.height, spec.width, spec.channels), np.uint8)
     example = to_input(pixels, spec, manifest.takes)
+    _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile else []))
     if arguments.profile:
         from edgecnn.device.profile import profile, table
 
@@ -325,6 +331,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
         raise DataError(
             f"{folder}: prepared for another input than {arguments.bundle} takes. Use the images of the run that made the bundle."
         )
+    _confine(arguments, manifest, *([arguments.logits.parent] if arguments.logits else []))
     with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
         logits = infer_all(runner, images, manifest.input)
         told = {"provider": runner.provider, "runtime": runner.version}
@@ -344,6 +351,12 @@ def evaluation_set(arguments: argparse.Namespace) -> Path:
     if not folder.is_dir():
         raise DataError(f"{folder}: no prepared images there. Copy the folder `evaluation` of the run here and name it with --data.")
     return folder
+
+
+def _confine(arguments: argparse.Namespace, manifest: Manifest, *writable: Path) -> None:
+    """Before a model file is parsed: from here on this process writes nowhere else. GPUs and their caches need more than that."""
+    if manifest.runtime != "tensorrt" and not arguments.provider:
+        confine(writable=writable)
 
 
 def _opened(arguments: argparse.Namespace) -> Manifest:

@@ -171,7 +171,7 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=_die_with_parent,
+        preexec_fn=die_with_parent,
     )
     assert child.stdout is not None
     assert child.stderr is not None
@@ -201,7 +201,8 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
     return code, out, err
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
+    """End this process when the one that started it ends, however that ends."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 

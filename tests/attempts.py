@@ -1,0 +1,200 @@
+"""Attempts at a tiny run that end at a chosen instant: a warm process forks one child an attempt, and the child is killed or hindered.
+
+    python attempts.py RECIPE OUT
+
+reads one JSON object a line, `{fault, covered, after_s, at}`, and answers one a line. `fault` is kill, a signal's name or an errno's, or
+null. It strikes at the first write, rename, fsync, removal or new folder below OUT whose label is not in `covered`, or, with `after_s`,
+at a random instant. A label is the operation and the file's name without its random part, with a count where it occurs again.
+Only reading is done by torch and the runtimes' own code; their writes go through files that Python opened, or into `work/`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import json
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, NoReturn
+
+# One small target; three epochs, so that there is a checkpoint to go on from.
+SETTINGS = [
+    "targets=[{name: pi, runtime: onnxruntime, precision: fp32}]",
+    "stages=[{stage: train, epochs: 3, batch: 8, lr: 0.02, augment: none}]",
+    "promise={accuracy_drop: 1.0}",
+]
+EVENTS = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.symlink", "os.truncate", "os.link")
+
+
+class Points:
+    """Counts what happens below a folder, and strikes at the first event that is not covered yet."""
+
+    def __init__(self, out: Path, covered: set[str], fault: str | None) -> None:
+        self.out, self.covered, self.fault = str(out), covered, fault
+        self.seen: dict[str, int] = {}
+        self.labels: list[str] = []
+        self.struck: str | None = None
+        self.busy = False
+
+    def event(self, name: str, path: Any) -> None:
+        try:
+            text = os.fsdecode(path)
+        except TypeError:
+            return
+        if self.busy or self.struck or not os.path.abspath(text).startswith(self.out):  # noqa: PTH100  Path would be an event
+            return
+        base = f"{name} {plain(os.path.relpath(text, self.out))}"
+        self.seen[base] = self.seen.get(base, 0) + 1
+        label = f"{base} #{self.seen[base]}"
+        self.labels.append(label)
+        if self.fault and label not in self.covered:
+            self.struck = label
+            self.strike(text)
+
+    def strike(self, path: str) -> None:
+        if self.fault == "kill":
+            self.tell()
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif self.fault in ("SIGINT", "SIGTERM"):
+            os.kill(os.getpid(), getattr(signal, self.fault))
+        elif self.fault:
+            number = getattr(errno, self.fault)
+            raise OSError(number, os.strerror(number), path)
+
+    def tell(self) -> None:
+        self.busy = True
+        os.write(3, json.dumps({"struck": self.struck, "labels": self.labels}).encode())
+
+    def watch(self) -> None:
+        def hook(name: str, arguments: tuple[Any, ...]) -> None:
+            if name == "open":
+                path, mode, flags = arguments
+                if (isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)) or (mode and set(str(mode)) & set("wax+")):
+                    self.event("write", path)
+            elif name in EVENTS:
+                self.event(name.removeprefix("os."), arguments[1] if name in ("os.rename", "os.symlink") else arguments[0])
+
+        sys.addaudithook(hook)
+        real = os.fsync
+
+        def fsync(file: Any) -> None:
+            number = file if isinstance(file, int) else file.fileno()
+            self.event("fsync", os.readlink(f"/proc/self/fd/{number}"))  # noqa: PTH115
+            real(file)
+
+        os.fsync = fsync  # type: ignore[assignment]
+
+
+def plain(name: str) -> str:
+    """A path without what is random or long in it: the random part of temporary names, the key of a step."""
+    name = re.sub(r"\.[a-z0-9_]{8}\.tmp", ".tmp", name)
+    return re.sub(r"-([0-9a-f]{4})[0-9a-f]{20}", r"-\1", name)
+
+
+def attempt(recipe: Path, out: Path, job: dict[str, Any]) -> NoReturn:
+    """One run of the recipe, as `edgecnn compress` does it."""
+    from edgecnn import store
+    from edgecnn.errors import guarded
+    from edgecnn.pipeline import compress
+    from edgecnn.recipe import load_recipe
+    from edgecnn.screen import Screen
+
+    os.setpgid(0, 0)
+    store.MIN_FREE_BYTES = 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    points = Points(out, set(job.get("covered", ())), job.get("fault") if "after_s" not in job else None)
+    points.watch()
+
+    def run() -> int:
+        compress(
+            load_recipe(recipe, [*SETTINGS, *job.get("settings", [])]), recipe.read_text(), out, "edgecnn compress", Screen(quiet=True)
+        )
+        return 0
+
+    code = guarded(run)
+    points.tell()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def main() -> None:
+    recipe, out = Path(sys.argv[1]), Path(sys.argv[2])
+    sys.path.insert(0, str(Path(__file__).parent))
+    os.chdir(Path(__file__).parent)
+    tempfile.tempdir = str(out.parent / "tmp")
+    import onnx
+    import onnxruntime  # noqa: F401
+    import onnxslim  # noqa: F401
+    import timm.scheduler  # noqa: F401
+    import tiny  # noqa: F401
+    import torch
+    import torch.onnx
+    import torchvision  # noqa: F401
+
+    import edgecnn.pipeline
+
+    torch.set_num_threads(1)
+    assert onnx, edgecnn
+    ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what an attempt leaves behind comes to us, to be counted
+    for line in sys.stdin:
+        job = json.loads(line)
+        reader, writer = os.pipe()
+        errors = os.open(out.parent / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(errors, 2)
+            os.dup2(writer, 3)
+            os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            try:
+                attempt(recipe, out, job)
+            finally:
+                os._exit(70)
+        os.close(writer)
+        begun = time.monotonic()
+        if "after_s" in job:
+            time.sleep(job["after_s"])
+            os.kill(pid, signal.SIGKILL if job["fault"] == "kill" else getattr(signal, job["fault"]))
+        told = b""
+        while block := os.read(reader, 1 << 16):
+            told += block
+            if told.endswith(b"}"):
+                break
+        _, status = os.waitpid(pid, 0)
+        os.close(reader)
+        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begun, "orphans": orphans(pid)}
+        answer["stderr"] = (out.parent / "stderr").read_text()
+        answer |= json.loads(told) if told else {}
+        os.close(errors)
+        print(json.dumps(answer), flush=True)
+
+
+def orphans(group: int) -> int:
+    """How many processes of an attempt are still there a second after it; ends them."""
+    end = time.monotonic() + 2
+    while True:
+        try:
+            while os.waitpid(-group, os.WNOHANG)[0]:
+                pass
+        except ChildProcessError:
+            return 0
+        if time.monotonic() > end:
+            break
+        time.sleep(0.02)
+    left = 0
+    try:
+        os.killpg(group, signal.SIGKILL)
+        while True:
+            os.waitpid(-group, 0)
+            left += 1
+    except (ChildProcessError, ProcessLookupError):
+        return left
+
+
+if __name__ == "__main__":
+    main()
