@@ -92,7 +92,8 @@ class Runs:
         assert self.results() == self.good
         left = [p for p in self.out.rglob("*") if p.name.endswith((".tmp", ".old")) or p.name == "work"]
         assert left == []
-        assert list((self.folder / "tmp").iterdir()) == []
+        # What torch makes there when it is imported, before any attempt, is not ours.
+        assert [p for p in (self.folder / "tmp").iterdir() if not p.name.startswith((".ses", "torchinductor"))] == []
 
 
 @pytest.fixture(scope="module")
