@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit wheel clean
+.PHONY: demo test lint types unit peers wheel clean
 demo: $(VENV)/ready  ## train, quantize and verify three bundles on the embedded digits
 	$(BIN)/edgecnn compress --recipe recipes/int8.yaml --out out/int8
 
@@ -35,6 +35,14 @@ faults-long: $(VENV)/ready  ## hours
 
 test-arm64: $(VENV)/ready  ## a bundle on an emulated arm64 Debian; as root, with debootstrap, qemu-user-static and binfmt-support
 	$(BIN)/pytest -n0 -s tests/test_arm64.py
+
+PEERS := $(patsubst benchmarks/peers/requirements/%.txt,benchmarks/peers/.envs/%/ready,$(wildcard benchmarks/peers/requirements/*.txt))
+peers: $(VENV)/ready $(PEERS)  ## the other toolkits, each in an environment of its own: benchmarks/peers/README.md
+
+benchmarks/peers/.envs/%/ready: benchmarks/peers/requirements/%.txt
+	$(PYTHON) -m venv $(@D)
+	$(@D)/bin/pip install --quiet --requirement $<
+	touch $@
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

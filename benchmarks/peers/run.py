@@ -1,0 +1,273 @@
+"""The other toolkits side by side with edgecnn: same float graph, calibration images, evaluation images, runtimes and timing.
+
+    make peers                                                 # once: one environment for each peer
+    python benchmarks/int8_prepare.py --models DIR --imagenet500 DIR --cifar10 DIR --out OUT
+    python benchmarks/peers/run.py quantize OUT [NAME ...]     # every peer's default and best way; a failure is kept with its reason
+    python benchmarks/peers/run.py edgecnn OUT --models DIR --imagenet500 DIR --cifar10 DIR [NAME ...]
+    python benchmarks/peers/run.py evaluate OUT [NAME ...]     # accuracy of every file in both runtimes
+    python benchmarks/peers/run.py race OUT [NAME ...]         # latency, on a machine with nothing else to do
+    python benchmarks/peers/run.py table OUT                   # results.json and results.md beside this file
+
+Every step goes on where it was stopped: what has a result is not done again. OUT/NAME/peers/PEER-WAY holds the file, what was said
+(log.txt), result.json and the logits; OUT/NAME/race-RUNTIME.json every raw sample.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecnn import measure
+from edgecnn.bench import Contender, race
+from edgecnn.device.files import sha256_file
+from edgecnn.device.packed import open_packed
+from edgecnn.device.preprocess import normalise
+from edgecnn.device.spec import InputSpec, Result
+from edgecnn.screen import Screen
+
+HERE = Path(__file__).parent
+ENVIRONMENTS = Path(os.environ.get("PEERS", HERE / ".envs"))
+RUNTIMES = ("onnxruntime", "openvino")
+# As benchmarks/int8_prepare.py has it.
+CIFAR_INPUT = {"size": 64, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616], "interpolation": "bilinear", "fit": "squash"}
+# Script, environment, ways.
+PEERS = {
+    "ort_static": ("onnxruntime", ("default", "recommended", "percentile")),
+    "nncf_onnx": ("nncf", ("default", "best")),
+    "nncf_openvino": ("nncf", ("default", "best")),
+    "olive_static": ("olive", ("default", "best")),
+    "modelopt_onnx": ("modelopt", ("default", "best")),
+    "inc": ("inc", ("default", "best")),
+    "aimet": ("aimet", ("default", "best")),
+    "quark_onnx": ("quark", ("default", "best")),
+}
+# Below that a file is shown as collapsed and not timed: nobody would ship it, however fast.
+COLLAPSED = -0.10
+TIMEOUT_S = 1800
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    for command in (quantize, edgecnn, evaluate, race_all, table):
+        sub = commands.add_parser(command.__name__.removesuffix("_all"))
+        sub.set_defaults(command=command)
+        sub.add_argument("out", type=Path)
+        sub.add_argument("names", nargs="*")
+        if command is quantize:
+            sub.add_argument("--peers", nargs="*", default=list(PEERS))
+        if command is edgecnn:
+            for source in ("models", "imagenet500", "cifar10"):
+                sub.add_argument(f"--{source}", type=Path, required=True)
+        if command is race_all:
+            sub.add_argument("--processes", type=int, default=5)
+            sub.add_argument("--seconds", type=float, default=0.3)
+            sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
+            sub.add_argument("--again", action="store_true")
+    given = parser.parse_args()
+    folders = [given.out / name for name in given.names] or sorted(p.parent for p in given.out.glob("*/model.onnx"))
+    given.command(given, folders)
+
+
+# ---- files
+
+
+def quantize(given: argparse.Namespace, folders: list[Path]) -> None:
+    for folder in folders:
+        images = folder / "calibration.npy"
+        if not images.exists():
+            spec, packed = input_of(folder), open_packed(folder / "calibration")
+            np.save(images, np.concatenate([normalise(packed.images[i : i + 1], spec) for i in range(len(packed))]))
+        for peer in given.peers:
+            environment, ways = PEERS[peer]
+            for way in ways:
+                out = folder / "peers" / f"{peer}-{way}"
+                if not (out / "result.json").exists():
+                    print(folder.name, peer, way, quantize_one(environment, peer, way, folder, out), flush=True)
+
+
+def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path) -> str:
+    """Run one way of one peer in its environment; what came of it."""
+    python = ENVIRONMENTS / environment / "bin" / "python"
+    if not python.exists():
+        return f"{python} is not there: run `make peers`"
+    shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    quiet = {"OPENVINO_TELEMETRY_OPT_OUT": "1", "NNCF_TELEMETRY": "0", "OLIVE_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "2"}
+    command = [python.absolute(), HERE / f"{peer}.py", way, folder / "model.onnx", folder / "calibration.npy", out]
+    around = {**os.environ, "PYTHONPATH": "", **quiet}
+    begun = time.monotonic()
+    with (out / "log.txt").open("w") as log:
+        try:
+            code = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = None
+    model = model_of(out)
+    fault = "" if model and code == 0 else f"no file after {TIMEOUT_S} s" if code is None else last_line(out / "log.txt")
+    write(out, {"peer": peer, "way": way, "seconds": round(time.monotonic() - begun), "versions": versions(environment), "fault": fault})
+    return fault or "made"
+
+
+def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
+    """edgecnn's own rows are what `edgecnn compress` ships with `precision: int8`, chosen on the choice split as any user's."""
+    for folder in folders:
+        name, run = folder.name, folder / "edgecnn"
+        recipe = recipe_of(name, given)
+        run.mkdir(exist_ok=True)
+        (run / "recipe.yaml").write_text(json.dumps(recipe, indent=1))  # JSON is YAML
+        command = [sys.executable, "-m", "edgecnn", "compress", "--recipe", run / "recipe.yaml", "--out", run / "run"]
+        done = subprocess.run(command, check=False)
+        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
+        revision = head.stdout.strip()
+        for target in recipe["targets"]:
+            bundle, out = run / "run" / "bundles" / target["name"], folder / "peers" / f"edgecnn-{target['name']}"
+            shutil.rmtree(out, ignore_errors=True)
+            out.mkdir(parents=True)
+            about = {"peer": "edgecnn", "way": target["name"], "versions": {"edgecnn": revision}, "exit": done.returncode, "fault": ""}
+            if bundle.is_dir():
+                about["candidate"] = json.loads((bundle / "manifest.json").read_text())["candidate"]
+                for file in bundle.glob("model.*"):
+                    shutil.copy(file, out)
+            else:
+                about["fault"] = "no bundle"
+            write(out, about)
+
+
+def recipe_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
+    """The recipe whose splits are those of int8_prepare.py."""
+    if name == "mobilenet_v2":
+        photos = given.imagenet500
+        index = {key: str(photos / f"{key}.json") for key in ("class_index", "class_names")}
+        split = {"train": 0, "calibration": 0.25, "choice": 0.25, "evaluation": 0.5}
+        data = {"source": "imagefolder", "path": str(photos / "val"), "split": split, **index}
+        model = {"source": "torchvision", "name": name, "checkpoint": str(given.models / "mobilenet_v2_imagenet.pth"), "head": "keep"}
+    else:
+        data = {"source": "imagefolder", "path": str(given.cifar10), "split": {"train": 0, "calibration": 0.006, "choice": 0.02}}
+        model = {"source": "timm", "name": name, "checkpoint": str(given.models / f"{name}_cifar10_64px.safetensors"), "input": CIFAR_INPUT}
+    targets = [{"name": runtime, "runtime": runtime, "precision": "int8"} for runtime in RUNTIMES]
+    return {"name": name, "model": model, "data": data, "targets": targets, "promise": {"accuracy_drop": 0.005}}
+
+
+# ---- accuracy
+
+
+def evaluate(given: argparse.Namespace, folders: list[Path]) -> None:
+    for folder in folders:
+        labels, wanted = open_packed(folder / "evaluation").labels, np.load(folder / "float-evaluation.npy").argmax(1)
+        for out in sorted((folder / "peers").iterdir()):
+            about = json.loads((out / "result.json").read_text())
+            model = model_of(out)
+            if about["fault"] or not model:
+                continue
+            digest = sha256_file(model)
+            for runtime in RUNTIMES:
+                if (model.suffix == ".xml" and runtime == "onnxruntime") or about.get(runtime, {}).get("sha256") == digest:
+                    continue
+                found = evaluate_one(folder, model, runtime, out / f"{runtime}.npy")
+                if isinstance(found, str):
+                    about[runtime] = {"sha256": digest, "fault": found}
+                else:
+                    hits, before = (found == labels).sum(), (wanted == labels).sum()
+                    about[runtime] = {
+                        "sha256": digest,
+                        "fault": "",
+                        "top1": float(hits / len(labels)),
+                        "drop": float((before - hits) / len(labels)),
+                        "agreement": float((found == wanted).mean()),
+                    }
+                write(out, about | {"bytes": sum(f.stat().st_size for f in model.parent.glob(f"{model.stem}.*"))})
+                about = json.loads((out / "result.json").read_text())
+                print(folder.name, out.name, runtime, about[runtime], flush=True)
+
+
+def evaluate_one(folder: Path, model: Path, runtime: str, logits: Path) -> np.ndarray | str:
+    """Classes of the evaluation images, or why there are none."""
+    words = [model, runtime, folder / "input.json", folder / "evaluation", logits]
+    around = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    done = subprocess.run([sys.executable, HERE / "evaluate.py", *words], capture_output=True, text=True, env=around, check=False)
+    if done.returncode:
+        return (done.stderr.strip().splitlines() or [f"died with exit code {done.returncode}"])[-1]
+    return np.asarray(np.load(logits).argmax(1))
+
+
+# ---- latency
+
+
+def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
+    for folder in folders:
+        for runtime in given.runtimes:
+            record = folder / f"race-{runtime}.json"
+            if record.exists() and not given.again:
+                continue
+            contenders = [Contender("float", folder / "model.onnx", 1)]
+            known: dict[str, str] = {}
+            for out in sorted((folder / "peers").iterdir()):
+                about = json.loads((out / "result.json").read_text())
+                measured = about.get(runtime, {"fault": "not evaluated"})
+                other = about["peer"] == "edgecnn" and about["way"] != runtime
+                if measured["fault"] or -measured["drop"] < COLLAPSED or other or measured["sha256"] in known:
+                    continue
+                known[measured["sha256"]] = out.name
+                contenders.append(Contender(out.name, model_of(out), 1))
+
+            def once(contender: Contender, runtime: str = runtime) -> Result:
+                return measure.bench(contender.path, "--runtime", runtime, "--threads", 1, "--seconds", given.seconds)
+
+            found = race(contenders, once, processes=given.processes, seed=0, screen=Screen())
+            record.write_text(json.dumps(found.to_json()))
+            print(folder.name, runtime, *[f"{c.name} {p50(found.results[c.name]):.3f}" for c in contenders], sep="\n  ", flush=True)
+
+
+def p50(results: list[Result]) -> float:
+    """Median of the processes' medians, in milliseconds."""
+    return 1e3 * float(np.median([np.median(r.samples_s) for r in results])) if results else float("nan")
+
+
+# ---- results
+
+
+def table(given: argparse.Namespace, folders: list[Path]) -> None:
+    from tables import markdown, rows
+
+    found = {folder.name: rows(folder) for folder in folders}
+    (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
+    (HERE / "results.md").write_text(markdown(found))
+
+
+# ---- small things
+
+
+def input_of(folder: Path) -> InputSpec:
+    return InputSpec.from_json(json.loads((folder / "input.json").read_text()))
+
+
+def model_of(out: Path) -> Path | None:
+    return next((out / name for name in ("model.onnx", "model.xml") if (out / name).exists()), None)
+
+
+def write(out: Path, about: dict[str, Any]) -> None:
+    (out / "result.json").write_text(json.dumps(about, indent=1) + "\n")
+
+
+def last_line(log: Path) -> str:
+    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return lines[-1][:300] if lines else "said nothing"
+
+
+def versions(environment: str) -> dict[str, str]:
+    """What the environment's requirements file pins."""
+    lines = (HERE / "requirements" / f"{environment}.txt").read_text().splitlines()
+    return dict(line.split("==") for line in lines if "==" in line and not line.startswith("#"))
+
+
+if __name__ == "__main__":
+    main()
