@@ -18,6 +18,7 @@ import numpy as np
 from edgecnn import measure
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.graph import bare_manifest
+from edgecnn.device.limit import Distance, checked, text
 from edgecnn.device.profile import Profile, table
 from edgecnn.device.spec import SCHEMA, Result
 from edgecnn.device.stats import compare, estimate, processes_needed, spread, summarise
@@ -285,6 +286,36 @@ def profiles(
     return found
 
 
+def distances(
+    paths: Sequence[Path], *, threads: int, batch: int, seconds: float, options: Sequence[str], board: Board | None = None
+) -> list[Distance]:
+    """How far each file is from what the machine could do, each in a process of its own, which measures the machine as well.
+
+    Raises:
+        DeviceBug: one was faster than is possible.
+    """
+    found = []
+    for contender in contenders_of(paths, [threads]):
+        words = ("--distance", "--threads", threads, "--batch", batch, "--seconds", seconds, *options)
+        answer = measure.device("bench", contender.path, *words, board=board)
+        try:
+            far = replace(Distance.from_json(answer), file=contender.name)
+            checked(far.ratio, far.void)
+        except (TypeError, KeyError):
+            raise DeviceError(f"{contender.path}: the answer is no distance. Is the board's Python sound?") from None
+        found.append(far)
+    return found
+
+
+def distances_text(found: Sequence[Distance]) -> str:
+    """The distances for a terminal."""
+    return _plain("\n".join(map(text, found)))
+
+
 def layers_text(found: Sequence[Profile]) -> str:
     """The profiles for a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in table(found))
+    return _plain(table(found))
+
+
+def _plain(lines: str) -> str:
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in lines)

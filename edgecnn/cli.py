@@ -165,6 +165,9 @@ def bench(
     provider: Annotated[str | None, typer.Option(help="Execution provider (onnxruntime) or device (OpenVINO).")] = None,
     on: Annotated[str | None, typer.Option(metavar="BOARD", help="ssh://user@board[:port], or a name of `edgecnn device list`.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, layer by layer.")] = False,
+    distance: Annotated[
+        bool, typer.Option("--distance", help="Measure what the machine could do at most, and how far each file is from it.")
+    ] = False,
     seed: Annotated[int | None, typer.Option(help="Of the order of the processes; left out: another each time.")] = None,
     as_json: Json = False,
 ) -> int:
@@ -181,6 +184,10 @@ def bench(
         if profile:
             found = host.profiles(models, threads=counts[0], batch=batch, seconds=seconds, options=options, board=board)
             print(json.dumps([asdict(each) for each in found]) if as_json else host.layers_text(found))
+            return DONE
+        if distance:
+            far = host.distances(models, threads=counts[0], batch=batch, seconds=seconds, options=options, board=board)
+            print(json.dumps([asdict(each) for each in far]) if as_json else host.distances_text(far))
             return DONE
         compared = host.bench(
             models,

@@ -65,6 +65,12 @@ class DeviceError(EdgecnnError):
     exit_code = 8
 
 
+class DeviceBug(DeviceError):
+    """The board's half has a bug, or measured what cannot be true."""
+
+    exit_code = BUG
+
+
 _OUT_OF = {
     errno.ENOSPC: "no space left on the disk",
     errno.EDQUOT: "the disk quota is used up",

@@ -22,7 +22,7 @@ import edgecnn
 from edgecnn.device.agent import die_with_parent
 from edgecnn.device.machine import identity
 from edgecnn.device.spec import Result
-from edgecnn.errors import INTERRUPTED, DeviceError, ResourceError
+from edgecnn.errors import BUG, INTERRUPTED, DeviceBug, DeviceError, ResourceError
 from edgecnn.remote import Board, Out, on, printable
 
 TIMEOUT_S = 3600
@@ -125,12 +125,14 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
         code, out, err = board.run(*words, "--json", timeout_s=TIMEOUT_S)
     if code:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
+        if lines[-1].startswith("edgecnn: this is a bug"):
+            lines[-1] = f"{lines[-2][:500] if len(lines) > 1 else ''} ({lines[-1].removeprefix('edgecnn: ')})"
         told = printable(lines[-1].removeprefix("edgecnn: "))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code in (ResourceError.exit_code, -signal.SIGKILL):  # says nothing about the file
             raise ResourceError(told if code > 0 else f"{words[0]} {words[1]}: was killed. Is the machine out of memory?")
-        raise DeviceError(told)
+        raise (DeviceBug if code == BUG else DeviceError)(told)
     try:
         answer = json.loads(out)
     except (ValueError, RecursionError):

@@ -19,7 +19,7 @@ import numpy as np
 
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.confine import confine
-from edgecnn.device.spec import Manifest
+from edgecnn.device.spec import Manifest, Result
 from edgecnn.errors import DataError, DeviceError, UsageError, guarded
 
 
@@ -73,7 +73,11 @@ def parser(prog: str) -> Parser:
     sub = add("bench", bench, "Measure latency in this process: load, first inference, steady state.")
     sub.add_argument("--batch", type=_positive, default=1, help="images per inference (default 1)")
     sub.add_argument("--seconds", "--min-time", type=_seconds, default=2.0, help="steady-state seconds to measure (default 2)")
-    sub.add_argument("--profile", action="store_true", help="measure each layer instead")
+    what = sub.add_mutually_exclusive_group()
+    what.add_argument("--profile", action="store_true", help="measure each layer instead")
+    what.add_argument(
+        "--distance", action="store_true", help="also measure what this machine could do at most, and how far the model is from it"
+    )
     add_running(sub)
     sub = add("eval", evaluate, "Measure top-1 accuracy on prepared images.")
     sub.add_argument("--data", type=Path, help="folder of prepared images (default: `evaluation` in the run folder the bundle lies in)")
@@ -294,16 +298,28 @@ def bench(arguments: argparse.Namespace) -> int:
         layers = profile(folder, manifest, example, threads=arguments.threads, provider=arguments.provider, seconds=arguments.seconds)
         _print(arguments, asdict(layers), f"{_line(manifest)}\n{table([layers])}")
         return 0
-    result = measure(
-        lambda: open_runner(folder, manifest, threads=arguments.threads, provider=arguments.provider, batch=arguments.batch),
-        example,
-        file=manifest.model_file,
-        file_sha256=manifest.model_sha256,
-        runtime=manifest.runtime,
-        threads=arguments.threads,
-        batch=arguments.batch,
-        min_seconds=arguments.seconds,
-    )
+
+    def measured() -> Result:
+        return measure(
+            lambda: open_runner(folder, manifest, threads=arguments.threads, provider=arguments.provider, batch=arguments.batch),
+            example,
+            file=manifest.model_file,
+            file_sha256=manifest.model_sha256,
+            runtime=manifest.runtime,
+            threads=arguments.threads,
+            batch=arguments.batch,
+            min_seconds=arguments.seconds,
+        )
+
+    if arguments.distance:
+        from edgecnn.device.limit import distance, text
+
+        if arguments.provider not in (None, "CPUExecutionProvider", "CPU"):
+            raise UsageError(f"--distance: known for the CPU only, asked for {arguments.provider!r}. Leave out --distance.")
+        far = distance(folder, manifest, example, measured, arguments.threads)
+        _print(arguments, asdict(far), f"{_line(manifest)}\n{text(far)}")
+        return 0
+    result = measured()
     _print(arguments, asdict(result), f"{_line(manifest)}\n{summary(result)}")
     return 0
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import mmap
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,10 +33,10 @@ class Node:
 
 @dataclass(frozen=True)
 class OnnxGraph:
-    """Nodes, names of the weights, and name, element type and shape (None is a free dimension) of the inputs that are no weights."""
+    """Nodes, shapes of the weights by name, and name, element type and shape (None is a free dimension) of the other inputs."""
 
     nodes: tuple[Node, ...]
-    weights: frozenset[str]
+    weights: Mapping[str, tuple[int, ...]]
     inputs: tuple[tuple[str, int, tuple[int | None, ...]], ...]
 
 
@@ -105,7 +105,7 @@ def read_onnx(path: Path) -> OnnxGraph:
     try:
         with path.open("rb") as source, mmap.mmap(source.fileno(), 0, access=mmap.ACCESS_READ) as data, memoryview(data) as view:
             nodes: list[Node] = []
-            weights: set[str] = set()
+            weights: dict[str, tuple[int, ...]] = {}
             inputs: list[tuple[str, int, tuple[int | None, ...]]] = []
             for number, graph in _fields(view, 0, len(view)):
                 if number == 7 and isinstance(graph, tuple):
@@ -115,12 +115,12 @@ def read_onnx(path: Path) -> OnnxGraph:
                         if inner == 1:
                             nodes.append(_node(view, *value))
                         elif inner == 5:
-                            weights |= {_text(view, v) for n, v in _fields(view, *value) if n == 8 and isinstance(v, tuple)}
+                            weights |= _weight(view, *value)
                         elif inner == 11:
                             inputs.append(_value_info(view, *value))
             if not nodes:
                 raise ValueError("no graph in it")
-            return OnnxGraph(tuple(nodes), frozenset(weights), tuple(i for i in inputs if i[0] not in weights))
+            return OnnxGraph(tuple(nodes), weights, tuple(i for i in inputs if i[0] not in weights))
     except (ValueError, IndexError) as fault:
         raise ModelError(f"{path}: not a readable ONNX file ({fault}). Export it again.") from None
 
@@ -131,6 +131,21 @@ def _node(view: memoryview, start: int, end: int) -> Node:
         if number in found and isinstance(value, tuple):
             found[number].append(_text(view, value))
     return Node("".join(found[3]), "".join(found[4]), tuple(found[1]), tuple(found[2]))
+
+
+def _weight(view: memoryview, start: int, end: int) -> dict[str, tuple[int, ...]]:
+    name, shape = "", []
+    for number, value in _fields(view, start, end):
+        if number == 1 and isinstance(value, int):
+            shape.append(value)
+        elif number == 1 and isinstance(value, tuple):  # the packed form of the same
+            at, stop = value
+            while at < stop:
+                size, at = _varint(view, at, stop)
+                shape.append(size)
+        elif number == 8 and isinstance(value, tuple):
+            name = _text(view, value)
+    return {name: tuple(shape)}
 
 
 def _value_info(view: memoryview, start: int, end: int) -> tuple[str, int, tuple[int | None, ...]]:

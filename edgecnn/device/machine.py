@@ -219,12 +219,17 @@ def versions() -> dict[str, str]:
 
 
 def frequencies(root: Path = ROOT) -> dict[str, float]:
-    """Clock of each core, in Hz; empty where the kernel does not say."""
+    """Clock of each core, in Hz; empty where the kernel does not say, or is told a made-up number by a hypervisor."""
     found = {name: khz * 1e3 for name, p in _cpus(root) if (khz := _number(p / "cpufreq/scaling_cur_freq")) is not None}
-    if not found:
+    if not found and "hypervisor" not in _cpuinfo(root).get("flags", "").split():
         mhz = [value for key, value in _cpuinfo_lines(root) if key == "cpu MHz"]
         found = {f"cpu{i}": float(value) * 1e6 for i, value in enumerate(mhz)}
     return found
+
+
+def highest_clocks(root: Path = ROOT) -> list[float]:
+    """The highest clock that each core may take, in Hz; empty where the kernel does not say."""
+    return [khz * 1e3 for _, p in _cpus(root) if (khz := _number(p / "cpufreq/cpuinfo_max_freq")) is not None]
 
 
 def temperatures(root: Path = ROOT) -> dict[str, float]:

@@ -1,0 +1,291 @@
+"""What this machine can do at most: multiply-adds a second in float, bf16 and int8, bytes a second from its caches and its memory.
+
+A board has no compiler, so the arithmetic is done by the runtimes that it has, on large, well-shaped convolutions, and the best of all
+counts: no layer of a model is expected to do better. Bandwidth is numpy's, copying and reading arrays of many sizes. Where the cores'
+instructions and their clock are known, no rate may exceed multiply-adds per cycle times clock.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from edgecnn.device import machine
+from edgecnn.device.machine import NOT_AVAILABLE
+from edgecnn.device.quiet import silence_openvino
+from edgecnn.errors import DeviceBug, DeviceError
+
+# Channels, height and kernel: small ones keep everything in the cache, large ones give many threads and matrix units enough to do.
+SHAPES = ((128, 28, 3), (256, 28, 3), (256, 56, 3), (512, 14, 3), (512, 28, 1), (1024, 14, 1), (2048, 16, 1))
+SIZES = tuple(2**k for k in range(14, 28))  # bytes of an array, for each thread
+_SECONDS = 0.1
+_CALL_BYTES = 1 << 25  # of one call, so that handing it to a thread does not count
+
+# The most multiply-adds of one core in one cycle, by the instructions it has; the first that is there counts. It is a bound: as many units
+# of the full width as any such core has. Sources: Intel's optimization manual (AMX: 16 x 16 x 64 int8 in 16 cycles; two 512-bit units),
+# ARM's software optimization guides (two 128-bit units in Cortex-A72, A76 and A78, four in X1).
+_PER_CYCLE: dict[str, tuple[tuple[str, int], ...]] = {
+    "float32": (("avx512f", 32), ("fma", 16), ("asimd", 16)),
+    "bf16": (("amx_bf16", 512), ("avx512_bf16", 64), ("bf16", 64)),
+    "int8": (("amx_int8", 1024), ("avx512_vnni", 128), ("avx_vnni", 64), ("avx512f", 64), ("avx2", 32), ("i8mm", 128), ("asimddp", 64)),
+}
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Multiply-adds a second of all threads together, and what reached it."""
+
+    per_s: float
+    by: str
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """The machine's limits with `threads` threads.
+
+    Attributes:
+        rates: by the type of the numbers: float32, int8, and bf16 where a runtime offers it.
+        bandwidth: bytes of an array in each thread, and bytes a second of all threads together, rising in size.
+        per_cycle_times_clock: what instructions and clock allow at most, by type, or "not available".
+    """
+
+    threads: int
+    rates: dict[str, Rate]
+    bandwidth: tuple[tuple[int, float], ...]
+    per_cycle_times_clock: dict[str, float] | str
+
+    @staticmethod
+    def from_json(data: dict[str, Any]) -> Peaks:
+        rates = {dtype: Rate(**rate) for dtype, rate in data["rates"].items()}
+        return Peaks(**{**data, "rates": rates, "bandwidth": tuple(tuple(pair) for pair in data["bandwidth"])})
+
+    @property
+    def cache(self) -> float:
+        """Bytes a second where it is highest."""
+        return max(rate for _, rate in self.bandwidth)
+
+    @property
+    def memory(self) -> float:
+        """Bytes a second of the largest arrays."""
+        return self.beyond(self.bandwidth[-1][0])
+
+    def beyond(self, size: int) -> float:
+        """Bytes a second, at most, of arrays of `size` bytes or more in each thread."""
+        sizes = [s for s, _ in self.bandwidth]
+        first = max((i for i, s in enumerate(sizes) if s <= size), default=0)
+        return max(rate for _, rate in self.bandwidth[first:])
+
+    def doubts(self) -> list[str]:
+        """What speaks against these figures.
+
+        Raises:
+            DeviceBug: a rate was measured that the instructions cannot give.
+        """
+        if isinstance(self.per_cycle_times_clock, str):
+            return []
+        doubts = []
+        for dtype, most in self.per_cycle_times_clock.items():
+            share = self.rates[dtype].per_s / most
+            if share > 1.1:
+                raise DeviceBug(f"{dtype}: {self.rates[dtype].per_s:.3g} multiply-adds a second were measured, {most:.3g} are possible")
+            if share < 0.1:
+                doubts.append(f"the {dtype} peak is {share:.0%} of instructions per cycle times clock: the runtime may lack kernels for it")
+        return doubts
+
+
+def measure_peaks(threads: int, clock: Callable[[], float] = time.perf_counter) -> Peaks:
+    """Measure this machine, in a process that does nothing else; takes a few seconds.
+
+    Raises:
+        DeviceError: no runtime is here.
+    """
+    rates: dict[str, Rate] = {}
+    for runtime, opened in (("onnxruntime", _onnxruntime), ("openvino", _openvino)):
+        if not find_spec(runtime):
+            continue
+        for dtype in ("float32", "bf16", "int8"):
+            for channels, size, kernel in SHAPES:
+                model, x, macs = convolution(dtype, channels, size, kernel)
+                with opened(model, x, dtype, threads) as call:
+                    if call is None:
+                        break
+                    rate = macs / fastest(call, _SECONDS, clock)
+                if dtype not in rates or rate > rates[dtype].per_s:
+                    rates[dtype] = Rate(rate, f"{runtime}, {kernel}x{kernel} convolution of {channels} channels at {size}x{size}")
+    if not rates:
+        raise DeviceError("neither onnxruntime nor OpenVINO is here to measure the machine with. Install one.")
+    return Peaks(threads, rates, bandwidth(threads, clock=clock), _theory(threads, rates))
+
+
+def fastest(call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> float:
+    """Seconds of the quickest of the calls that fit into `seconds`, five at least, after two to warm up."""
+    call(), call()
+    best, calls, end = math.inf, 0, clock() + seconds
+    while calls < 5 or clock() < end:
+        start = clock()
+        call()
+        best = min(best, clock() - start)
+        calls += 1
+    return best
+
+
+def bandwidth(threads: int, sizes: Iterable[int] = SIZES, clock: Callable[[], float] = time.perf_counter) -> tuple[tuple[int, float], ...]:
+    """Bytes a second of all threads together, each with arrays of its own of each of `sizes` bytes: copied (read and written) or read."""
+    found = []
+    with ThreadPoolExecutor(threads) as pool:
+        for size in sizes:
+            pairs = [(np.ones(size // 4, np.float32), np.empty(size // 4, np.float32)) for _ in range(threads)]
+            times = max(1, _CALL_BYTES // size)
+            rates = []
+            for work, moved in ((_copy, 2 * size), (_read, size)):
+                call = functools.partial(_all, pool, work, pairs, times)
+                rates.append(threads * times * moved / fastest(call, _SECONDS / 2, clock))
+            found.append((size, max(rates)))
+    return tuple(found)
+
+
+def _all(pool: ThreadPoolExecutor, work: Callable[..., None], pairs: list[tuple[np.ndarray, np.ndarray]], times: int) -> None:
+    list(pool.map(work, pairs, [times] * len(pairs)))
+
+
+def _copy(pair: tuple[np.ndarray, np.ndarray], times: int) -> None:
+    for _ in range(times):
+        np.copyto(pair[1], pair[0])
+
+
+def _read(pair: tuple[np.ndarray, np.ndarray], times: int) -> None:
+    for _ in range(times):
+        pair[0].max()
+
+
+def _theory(threads: int, rates: Iterable[str], root: Path = machine.ROOT) -> dict[str, float] | str:
+    """Multiply-adds per cycle times clock, of as many cores as there are threads."""
+    clocks = machine.highest_clocks(root)
+    known = machine.instruction_sets(root)
+    if not clocks or isinstance(known, str):
+        return NOT_AVAILABLE
+    found = {}
+    for dtype in rates:
+        per_cycle = next((count for name, count in _PER_CYCLE[dtype] if name in known), None)
+        if per_cycle:
+            found[dtype] = per_cycle * sum(sorted(clocks)[-threads:])
+    return found or NOT_AVAILABLE
+
+
+@contextmanager
+def _onnxruntime(model: bytes, x: np.ndarray, dtype: str, threads: int) -> Iterator[Callable[[], object] | None]:
+    if dtype == "bf16":
+        yield None
+        return
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    yield lambda: session.run(None, {"x": x})
+
+
+@contextmanager
+def _openvino(model: bytes, x: np.ndarray, dtype: str, threads: int) -> Iterator[Callable[[], object] | None]:
+    silence_openvino()
+    import openvino as ov
+
+    core = ov.Core()
+    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        yield None
+        return
+    hint = "bf16" if dtype == "bf16" else "f32"
+    config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": hint}
+    request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
+    yield lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
+
+
+# An ONNX file, written with the standard library alone: a board has no `onnx`. Field numbers are those of onnx.proto3.
+
+
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*out, value])
+
+
+def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
+    out = bytearray()
+    for number, value in fields:
+        if isinstance(value, int):
+            out += _varint(number << 3) + _varint(value)
+        else:
+            data = value.encode() if isinstance(value, str) else value
+            out += _varint(number << 3 | 2) + _varint(len(data)) + data
+    return bytes(out)
+
+
+_KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
+
+
+def _tensor(name: str, array: np.ndarray) -> bytes:
+    return _message(*((1, size) for size in array.shape), (2, _KINDS[array.dtype.name]), (8, name), (9, array.tobytes()))
+
+
+def _node(operator: str, inputs: Iterable[str], output: str, **ints: int | tuple[int, ...]) -> bytes:
+    attributes = []
+    for name, value in ints.items():
+        if isinstance(value, int):
+            attributes.append(_message((1, name), (3, value), (20, 2)))
+        else:
+            attributes.append(_message((1, name), *((8, each) for each in value), (20, 7)))
+    return _message(*((1, name) for name in inputs), (2, output), (4, operator), *((5, each) for each in attributes))
+
+
+def _value(name: str, kind: str, shape: tuple[int, ...]) -> bytes:
+    dims = _message(*((1, _message((1, size))) for size in shape))
+    return _message((1, name), (2, _message((1, _message((1, _KINDS[kind]), (2, dims))))))
+
+
+def convolution(dtype: str, channels: int, size: int, kernel: int) -> tuple[bytes, np.ndarray, int]:
+    """An ONNX file of one convolution, an input for it, and its multiply-adds; int8 is U8 activations and S8 weights between Q and DQ."""
+    rng = np.random.default_rng(0)
+    shape = (1, channels, size, size)
+    pad = kernel // 2
+    conv = {"kernel_shape": (kernel, kernel), "pads": (pad, pad, pad, pad)}
+    if dtype == "int8":
+        x = rng.integers(0, 256, shape).astype(np.uint8)
+        weight = rng.integers(-127, 128, (channels, channels, kernel, kernel)).astype(np.int8)
+        scales = {"xs": 0.02, "ys": 0.02 * 0.02 * 127 * math.sqrt(channels) * kernel / 2}
+        weights = [_tensor(name, np.float32(value).reshape(())) for name, value in scales.items()]
+        weights += [_tensor("z", np.uint8(128).reshape(())), _tensor("w", weight), _tensor("ws", np.full(channels, 0.02, np.float32))]
+        weights += [_tensor("wz", np.zeros(channels, np.int8))]
+        nodes = [
+            _node("DequantizeLinear", ("x", "xs", "z"), "xf"),
+            _node("DequantizeLinear", ("w", "ws", "wz"), "wf", axis=0),
+            _node("Conv", ("xf", "wf"), "yf", **conv),
+            _node("QuantizeLinear", ("yf", "ys", "z"), "y"),
+        ]
+        kind = "uint8"
+    else:
+        x = rng.standard_normal(shape).astype(np.float32)
+        weight_f = rng.standard_normal((channels, channels, kernel, kernel)).astype(np.float32) / channels
+        weights = [_tensor("w", weight_f)]
+        nodes = [_node("Conv", ("x", "w"), "y", **conv)]
+        kind = "float32"
+    graph = _message(
+        *((1, node) for node in nodes),
+        (2, "peak"),
+        *((5, weight) for weight in weights),
+        (11, _value("x", kind, shape)),
+        (12, _value("y", kind, shape)),
+    )
+    model = _message((1, 8), (7, graph), (8, _message((1, ""), (2, 17))))
+    return model, x, channels * channels * kernel * kernel * size * size
