@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit peers wheel clean
+.PHONY: demo test lint types unit bench peers wheel clean
 demo: $(VENV)/ready  ## train, quantize and verify three bundles on the embedded digits
 	$(BIN)/edgecnn compress --recipe recipes/int8.yaml --out out/int8
 
@@ -43,6 +43,9 @@ benchmarks/peers/.envs/%/ready: benchmarks/peers/requirements/%.txt
 	$(PYTHON) -m venv $(@D)
 	$(@D)/bin/pip install --quiet --requirement $<
 	touch $@
+
+bench: $(VENV)/ready  ## latency of the demo's bundles, and of MobileNetV2 where ../shared is; on a machine with nothing else to do
+	$(BIN)/python benchmarks/bench_fixed.py
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

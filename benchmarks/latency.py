@@ -132,8 +132,9 @@ def benchmark_app(model: Path, rounds: int = 5) -> dict[str, Any]:
     """Medians in ms of both tools, in turns: same model, one thread, batch 1, latency hint, float arithmetic."""
     app = Path(sys.executable).with_name("benchmark_app")
     shape = "[" + ",".join(map(str, (1, *bare_manifest(model).input.shape))) + "]"
-    command = [app, "-m", model, "-d", "CPU", "-hint", "latency", "-nthreads", "1", "-api", "sync", "-shape", shape, "-t", "3"]
-    command += ["-infer_precision", "f32"]
+    # Its latency hint takes no number of threads; one stream is what the hint comes to.
+    command = [app, "-m", model, "-d", "CPU", "-hint", "none", "-nstreams", "1", "-nireq", "1", "-nthreads", "1", "-api", "sync"]
+    command += ["-shape", shape, "-t", "3", "-infer_precision", "f32"]
     ours, theirs, void = [], [], []
     for _ in range(rounds):
         result = measure.bench(model, "--seconds", 3, "--runtime", "openvino")

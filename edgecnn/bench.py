@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecnn import measure
+from edgecnn.device.bench import energy_lines
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.graph import bare_manifest
 from edgecnn.device.limit import Distance, checked, text
@@ -262,9 +263,26 @@ def remarks(comparison: Comparison) -> list[str]:
         doubts = dict.fromkeys(doubt for r in comparison.results[c.name] for doubt in r.doubts)
         lines += [f"doubt: {c.name}: {printable(doubt)}" for doubt in list(doubts)[:3]]
         void = comparison.void[c.name]
+        lines += [f"{c.name}: {printable(line)}" for line in _energy(comparison.results[c.name])]
         if void:
             lines.append(f"void: {c.name}: {len(void)} processes do not count: {printable(void[0].void)}")
     return lines
+
+
+def _energy(results: Sequence[Result]) -> list[str]:
+    """Energy by each meter, the median of the processes."""
+    told = [r for r in results if r.energy != "not measured"]
+    seen: dict[str, list[dict[str, Any]]] = {}
+    for result in told:
+        for each in result.energy if isinstance(result.energy, tuple) else ():
+            seen.setdefault(each["source"], []).append(each)
+    if not seen:
+        return energy_lines(told[0]) if told else []
+    medians = []
+    for source, entries in seen.items():
+        known = {name: [e[name] for e in entries if e[name] is not None] for name in ("idle_w", "working_w", "per_inference_j")}
+        medians.append({"source": source, **{name: float(np.median(each)) if each else None for name, each in known.items()}})
+    return energy_lines(replace(told[0], energy=tuple(medians)))
 
 
 def _ms(seconds: float) -> str:

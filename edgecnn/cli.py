@@ -168,6 +168,7 @@ def bench(
     distance: Annotated[
         bool, typer.Option("--distance", help="Measure what the machine could do at most, and how far each file is from it.")
     ] = False,
+    energy: Annotated[bool, typer.Option("--energy", help="Also measure energy per inference, by the meters of the machine.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the order of the processes; left out: another each time.")] = None,
     as_json: Json = False,
 ) -> int:
@@ -195,7 +196,7 @@ def bench(
             batch=batch,
             seconds=seconds,
             processes=processes,
-            options=options,
+            options=[*options, *(["--energy"] if energy else [])],
             screen=Screen(quiet=as_json),
             board=board,
             seed=seed,

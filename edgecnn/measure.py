@@ -21,6 +21,7 @@ from typing import Any
 import edgecnn
 from edgecnn.device.agent import die_with_parent
 from edgecnn.device.machine import identity
+from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result
 from edgecnn.errors import BUG, INTERRUPTED, DeviceBug, DeviceError, ResourceError
 from edgecnn.remote import Board, Out, on, printable
@@ -104,6 +105,10 @@ def bench(bundle: Path, *options: object, board: Board | None = None) -> Result:
         times = [result.load_s, result.first_s, *result.samples_s, *result.warmup_s]
         real = bool(result.samples_s) and all(isinstance(t, float) and math.isfinite(t) and t >= 0 for t in times)
         real &= isinstance(result.void, str) and all(isinstance(doubt, str) for doubt in result.doubts)
+        for each in result.energy if isinstance(result.energy, tuple) else ():
+            told = Energy(**each)
+            real &= isinstance(told.source, str) and all(isinstance(w, float) for w in (told.idle_w, told.working_w))
+            real &= isinstance(told.per_inference_j, float | None)
         real &= isinstance(result.peak_rss_bytes, int) and isinstance(result.circumstances, dict)
     except TypeError:
         real = False

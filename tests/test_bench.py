@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import chain, repeat
 from types import TracebackType
 from typing import Any
@@ -192,3 +192,14 @@ def test_equal_runners_are_not_ranked_and_a_slower_one_is(request: pytest.Fixtur
     assert sum(c.verdict == "cannot tell" for c in same) >= 19
     assert sum(c.verdict == "slower" for c in slower) >= 19
     assert sum(c.low <= 1.1 <= c.high for c in slower if c.low is not None and c.high is not None) >= 18
+
+
+def test_energy_is_named_or_not_available() -> None:
+    """Without being asked nothing is said of energy; without a meter "not available"; with one, joules and source."""
+    assert "energy" not in summary(bench(repeat(0.01))[0])
+    result, _ = bench(repeat(0.01), meters=[])
+    assert result.energy == "not available"
+    assert "energy: not available" in summary(result)
+    told = replace(result, energy=({"source": "RAPL package-0", "idle_w": 2.0, "working_w": 5.0, "per_inference_j": 0.03},))
+    assert "energy: 30 mJ an inference, idle subtracted (RAPL package-0: 2 W idle, 5 W working)" in summary(told)
+    assert Result.from_json(json.loads(json.dumps(asdict(told)))) == told

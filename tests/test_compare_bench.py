@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import random
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +144,23 @@ def test_bundles_and_bare_files(bundles: dict[str, Path], capsys: pytest.Capture
     assert len({r.circumstances["before"]["time_s"] for r in results}) == 3
     assert [v["verdict"] in ("cannot tell", "void", "unsteady") for v in told["verdicts"]] == [True, True]
     assert capsys.readouterr().out == ""
+
+
+def test_busy_cores_are_not_ranked(bundles: dict[str, Path]) -> None:
+    """With every core really kept busy by others, the verdict on real files is void, with the reason; never a ranking."""
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+    try:
+        found = bench.bench(
+            [bundles["pi"], bundles["pi"]], threads=[1], batch=1, seconds=0.5, processes=1, options=[], screen=QUIET, seed=0
+        )
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()
+    (verdict,) = found.verdicts
+    assert verdict.verdict == "void", verdict
+    assert "waited" in verdict.reason or "kept" in verdict.reason
+    assert found.results == {name: [] for name in found.results}
 
 
 def test_names(bundles: dict[str, Path]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 
 from edgecnn import doctor
-from edgecnn.device import machine, meters
+from edgecnn.device import machine, meters, nvml
 from edgecnn.device.machine import NOT_AVAILABLE
 
 X86 = "processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-1240P\ncpu MHz\t\t: 1700.5\nflags\t\t: fpu fma avx2 f16c avx_vnni\n"
@@ -298,3 +299,103 @@ def test_doctor_imports_no_runtime() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=Path(__file__).parent.parent)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+NVML = """
+#include <string.h>
+int nvmlInit_v2(void) { return 0; }
+int nvmlDeviceGetCount_v2(unsigned *n) { *n = 2; return 0; }
+int nvmlDeviceGetHandleByIndex_v2(unsigned i, void **h) { *h = (void *)(unsigned long)(i + 1); return 0; }
+int nvmlDeviceGetName(void *h, char *name, unsigned n) { strncpy(name, "Test GPU", n); return 0; }
+int nvmlDeviceGetPowerUsage(void *h, unsigned *mw) { *mw = 12500; return 0; }
+int nvmlDeviceGetTotalEnergyConsumption(void *h, unsigned long long *mj) { *mj = 2000; return h == (void *)1 ? 0 : 3; }
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *h, unsigned long long *bits) { *bits = h == (void *)1 ? 0x21 : 0x1; return 0; }
+"""
+
+
+@pytest.mark.skipif(not shutil.which("cc"), reason="no C compiler")
+def test_nvml_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Through a library with NVML's functions: energy where the GPU counts it, power where not, and what slows it down."""
+    (tmp_path / "nvml.c").write_text(NVML)
+    subprocess.run(["cc", "-shared", "-fPIC", "-o", tmp_path / "libnvml.so", tmp_path / "nvml.c"], check=True)
+    monkeypatch.setattr(nvml, "LIBRARY", str(tmp_path / "libnvml.so"))
+    nvml._library.cache_clear()
+    nvml.gpus.cache_clear()
+    try:
+        assert [(m.name, m.kind, m.read()) for m in meters.gpu_meters()] == [
+            ("NVML Test GPU 0", "energy", pytest.approx(2.0)),
+            ("NVML Test GPU 1", "power", pytest.approx(12.5)),
+        ]
+        slowed = machine.throttled_now()
+        assert "Test GPU 0: too hot" in slowed
+        assert not any("GPU 1" in each for each in slowed)
+    finally:
+        monkeypatch.undo()
+        nvml._library.cache_clear()
+        nvml.gpus.cache_clear()
+
+
+def test_no_nvml_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the driver's library there is no GPU meter, and nothing is said to be throttled by one."""
+    monkeypatch.setattr(nvml, "LIBRARY", "libno-such-thing.so")
+    nvml._library.cache_clear()
+    nvml.gpus.cache_clear()
+    try:
+        assert meters.gpu_meters() == []
+    finally:
+        monkeypatch.undo()
+        nvml._library.cache_clear()
+        nvml.gpus.cache_clear()
+
+
+def spending(tmp_path: Path, idle_w: float, busy_w: float) -> list[meters.Energy]:
+    """Calls of 10 ms on a machine with a counter and a sensor, whose clock only work and sleep move."""
+    counter, sensor = tmp_path / "energy_uj", tmp_path / "power1_input"
+    now, joules = 0.0, 100.0
+
+    def spend(seconds: float, watts: float) -> None:
+        nonlocal now, joules
+        now += seconds
+        joules += seconds * watts
+        counter.write_text(f"{joules * 1e6:.0f}\n")
+        sensor.write_text(f"{watts * 1e6:.0f}\n")
+
+    spend(0.0, idle_w)
+    found = [meters.Meter("counter", "energy", (counter,), 1e-6), meters.Meter("sensor", "power", (sensor,), 1e-6)]
+    gone = meters.Meter("gone", "power", (tmp_path / "absent",), 1e-6)
+    return meters.measure_energy(
+        lambda: spend(0.01, busy_w), 3.0, [*found, gone], clock=lambda: now, sleep=lambda seconds: spend(seconds, idle_w)
+    )
+
+
+def test_idle_is_subtracted(tmp_path: Path) -> None:
+    """A counter and a sensor agree on the joules of one call above the idle level; a meter that cannot be read says nothing."""
+    found = spending(tmp_path, 2.0, 5.0)
+    assert [each.source for each in found] == ["sensor", "counter"]
+    for each in found:
+        assert each.idle_w == pytest.approx(2.0)
+        assert each.working_w == pytest.approx(5.0)
+        assert each.per_inference_j == pytest.approx(0.03)
+
+
+def test_nothing_above_idle_is_no_energy(tmp_path: Path) -> None:
+    """Where working does not take more than idling, no energy is claimed; where no meter can be read, there is none."""
+    assert [each.per_inference_j for each in spending(tmp_path, 5.0, 4.0)] == [None, None]
+    assert meters.measure_energy(lambda: None, 1.0, []) == []
+
+
+def test_pi_throttled_in_between(pi: Path) -> None:
+    """A Pi that was throttled between two looks, and is not any more, is found by its flags since boot."""
+    flags = pi / "sys/devices/platform/soc/soc:firmware/get_throttled"
+    flags.write_text("0\n")
+    before = {**QUIET, "throttle_events": machine.throttle_events(pi)}
+    flags.write_text("40000\n")
+    _, void = machine.disturbances(before, later(throttle_events=machine.throttle_events(pi)), 1)
+    assert void == ["throttled: throttled (Raspberry Pi). Cool the machine, or raise its limit"]
+
+
+def test_a_virtual_clock_is_none(tmp_path: Path) -> None:
+    """A hypervisor's constant "cpu MHz" is not passed on as a clock; that of real hardware is."""
+    text = "flags\t: fpu {}\ncpu MHz\t\t: 2600.0\n"
+    assert machine.frequencies(tree(tmp_path, {"proc/cpuinfo": text.format("hypervisor")})) == {}
+    assert machine.frequencies(tree(tmp_path, {"proc/cpuinfo": text.format("avx")})) == {"cpu0": 2.6e9}

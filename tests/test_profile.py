@@ -9,6 +9,7 @@ import pytest
 import tiny
 
 from edgecnn import bench
+from edgecnn.device import profile as profiling
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.profile import Layer, Profile, layer_of, profile, table
 from edgecnn.errors import UsageError
@@ -77,3 +78,19 @@ def test_gpu_is_refused(tiny_folder: Path, tmp_path: Path) -> None:
     folder = target.build(target.candidates()[0], tiny.source(tiny_folder), tmp_path / "t").folder
     with pytest.raises(UsageError, match="only onnxruntime and OpenVINO on the CPU"):
         profile(folder, verify_bundle(folder), np.zeros((1, 3, 16, 16), np.float32), threads=1, provider="CUDAExecutionProvider")
+
+
+def test_profilers_own_time_is_known() -> None:
+    """What onnxruntime's profiler adds to a node is found on this machine: above zero, and far below a millisecond."""
+    first, more = profiling._profiler_s()
+    assert 0 <= first < 1e-3
+    assert 0 <= more < 1e-3
+    assert first + 2 * more > 0
+
+
+def test_chain_runs_as_many_nodes(tmp_path: Path) -> None:
+    """The chain that it is found on keeps all its nodes through onnxruntime's optimizer."""
+    events = profiling._ort_events(profiling._chain(40, 9), np.ones(1, np.float32), 1, 1)
+    kernels = [e for e in events if e["name"].endswith("_kernel_time")]
+    assert len(kernels) == 40 * (profiling.WARM_UP_CALLS + 1)
+    assert {len(e["args"]["input_type_shape"]) for e in kernels} == {9}

@@ -78,6 +78,7 @@ def parser(prog: str) -> Parser:
     what.add_argument(
         "--distance", action="store_true", help="also measure what this machine could do at most, and how far the model is from it"
     )
+    sub.add_argument("--energy", action="store_true", help="also measure energy per inference, by this machine's meters")
     add_running(sub)
     sub = add("eval", evaluate, "Measure top-1 accuracy on prepared images.")
     sub.add_argument("--data", type=Path, help="folder of prepared images (default: `evaluation` in the run folder the bundle lies in)")
@@ -280,6 +281,7 @@ def _classes(name: str, top: list[dict[str, Any]]) -> str:
 def bench(arguments: argparse.Namespace) -> int:
     from edgecnn.device.bench import measure, summary
     from edgecnn.device.graph import bare_manifest
+    from edgecnn.device.meters import meters
     from edgecnn.device.preprocess import to_input
     from edgecnn.device.runtimes import import_runtime, open_runner
 
@@ -291,7 +293,7 @@ def bench(arguments: argparse.Namespace) -> int:
     spec = manifest.input
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, spec.height, spec.width, spec.channels), np.uint8)
     example = to_input(pixels, spec, manifest.takes)
-    _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile else []))
+    _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile or arguments.distance else []))
     if arguments.profile:
         from edgecnn.device.profile import profile, table
 
@@ -309,6 +311,7 @@ def bench(arguments: argparse.Namespace) -> int:
             threads=arguments.threads,
             batch=arguments.batch,
             min_seconds=arguments.seconds,
+            meters=meters() if arguments.energy else None,
         )
 
     if arguments.distance:

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
 
 from edgecnn.device import machine
+from edgecnn.device.meters import Energy, Meter, measure_energy
 from edgecnn.device.runtimes import Runner
 from edgecnn.device.spec import Result
 from edgecnn.device.stats import estimate, needed, percentile, trend
@@ -46,6 +48,7 @@ def measure(
     batch: int,
     min_seconds: float = 2.0,
     min_samples: int = needed(0.9),
+    meters: Sequence[Meter] | None = None,
     clock: Clock = time.perf_counter,
     state: Callable[[], dict[str, Any]] = machine.state,
 ) -> Result:
@@ -60,6 +63,7 @@ def measure(
         batch: images in `example`.
         min_seconds: of steady state, at least.
         min_samples: of steady state, at least; the default carries a p90.
+        meters: of energy, to be read while it infers some more when the samples are taken; None measures no energy.
         clock: seconds, monotonic.
         state: what the machine is doing, as `machine.state`.
     """
@@ -75,6 +79,7 @@ def measure(
         before = state()
         samples = _run(runner, example, min_seconds, min_samples, clock)
         after = state()
+        energy: list[Energy] = [] if meters is None else measure_energy(lambda: runner.infer(example), min_seconds, meters)
         provider, version = runner.provider, runner.version
     doubts, void = machine.disturbances(before, after, threads)
     return Result(
@@ -99,6 +104,7 @@ def measure(
         peak_rss_bytes=machine.peak_rss(),
         doubts=(*_unsteady(samples, steady), *doubts),
         void="; ".join(void),
+        energy="not measured" if meters is None else tuple(map(asdict, energy)) or machine.NOT_AVAILABLE,
     )
 
 
@@ -171,10 +177,25 @@ def summary(result: Result) -> str:
         f"{len(result.samples_s)} calls of batch {result.batch} with {result.threads} thread{'s' * (result.threads > 1)} "
         f"after {len(result.warmup_s)} to warm up"
     )
+    if result.energy != "not measured":
+        lines += energy_lines(result)
     lines += [f"doubt: {doubt}" for doubt in result.doubts]
     if result.void:
         lines.append(f"VOID, do not use these figures: {result.void}")
     return "\n".join(lines)
+
+
+def energy_lines(result: Result) -> list[str]:
+    """Energy per inference by each meter."""
+    if isinstance(result.energy, str):
+        return [f"energy: {result.energy} (no meter that can be read: RAPL takes root, others their driver)"]
+    lines = []
+    for each in (Energy(**told) for told in result.energy):
+        above = f"{each.idle_w:.3g} W idle, {each.working_w:.3g} W working"
+        joules = each.per_inference_j
+        told = "does not stand out from the idle level" if joules is None else f"{1e3 * joules:.3g} mJ an inference, idle subtracted"
+        lines.append(f"energy: {told} ({each.source}: {above})")
+    return lines
 
 
 def _ms(seconds: float) -> str:

@@ -18,6 +18,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from edgecnn.device import nvml
+
 NOT_AVAILABLE = "not available"
 
 # What decides how fast int8 and bf16 run; /proc/cpuinfo's own spelling.
@@ -249,6 +251,7 @@ def temperatures(root: Path = ROOT) -> dict[str, float]:
 
 def throttle_events(root: Path = ROOT) -> dict[str, int]:
     """Counters since boot that only grow when something was slowed down; only those that the platform has."""
+    flags = raspberry_pi_flags(root)
     counters: dict[str, list[float | None]] = {
         "core too hot": [_number(p / "thermal_throttle/core_throttle_count") for _, p in _cpus(root)],
         "package too hot": [_number(p / "thermal_throttle/package_throttle_count") for _, p in _cpus(root)],
@@ -258,6 +261,8 @@ def throttle_events(root: Path = ROOT) -> dict[str, int]:
             for key, value in _pairs(_text(folder / "cpu.stat") or "", " ")
             if key == "nr_throttled" and value.isdigit()
         ],
+        # the higher half of a Pi's flags: it happened since boot
+        **{f"{name} (Raspberry Pi)": [None if flags is None else flags >> 16 + bit & 1] for bit, name in enumerate(_PI_BITS)},
         "over-current (Jetson)": [_number(p) for p in _sorted((root / "sys/class/hwmon").glob("hwmon*/oc*_event_cnt"))],
     }
     return {name: int(sum(known)) for name, values in counters.items() if (known := [v for v in values if v is not None])}
@@ -273,7 +278,9 @@ def throttled_now(root: Path = ROOT) -> list[str] | str:
     flags = raspberry_pi_flags(root)
     if flags is not None:
         found += [f"{name} (Raspberry Pi)" for bit, name in enumerate(_PI_BITS) if flags >> bit & 1]
-    return found if cooling or flags is not None else NOT_AVAILABLE
+    slowed = [(gpu.name, reasons) for gpu in nvml.gpus() if (reasons := gpu.slowed()) is not None] if root == ROOT else []
+    found += [f"{name}: {reason}" for name, reasons in slowed for reason in reasons]
+    return found if cooling or slowed or flags is not None else NOT_AVAILABLE
 
 
 def raspberry_pi_flags(root: Path = ROOT) -> int | None:

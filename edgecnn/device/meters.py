@@ -1,4 +1,4 @@
-"""Meters of energy and power that this machine really has: RAPL, hwmon sensors, a Jetson's INA3221 rails.
+"""Meters of energy and power that this machine really has: RAPL, hwmon sensors, a Jetson's INA3221 rails, NVIDIA's NVML.
 
 A meter that cannot be read gives None; nothing is estimated from a data sheet. Files and units are those of the
 kernel's documentation (power/powercap, hwmon/sysfs-interface, hwmon/ina3221).
@@ -6,9 +6,16 @@ kernel's documentation (power/powercap, hwmon/sysfs-interface, hwmon/ina3221).
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
+
+from edgecnn.device import nvml
+
+IDLE_S = 2.0  # the idle level is taken that long, before the work
+SAMPLE_S = 0.05  # between readings of power: most sensors average over tens of milliseconds
 
 ROOT = Path("/")
 
@@ -47,9 +54,94 @@ class Meter:
         return after - before + self.wraps_j if self.wraps_j else None
 
 
+@dataclass(frozen=True)
+class GpuMeter(Meter):
+    """NVML's counter of energy, or where the GPU has none its power."""
+
+    gpu: nvml.Gpu | None = None
+
+    def read(self) -> float | None:
+        """Joules or watts now."""
+        if self.gpu is None:
+            return None
+        return self.gpu.energy_j() if self.kind == "energy" else self.gpu.power_w()
+
+
+@dataclass(frozen=True)
+class Energy:
+    """What one meter saw.
+
+    Attributes:
+        source: the meter's name.
+        idle_w: before the work, with the model loaded.
+        working_w: while it inferred without pause.
+        per_inference_j: (working - idle) times the seconds of one call; None where the work does not stand out from the idle level.
+    """
+
+    source: str
+    idle_w: float
+    working_w: float
+    per_inference_j: float | None
+
+
+def measure_energy(
+    call: Callable[[], object],
+    seconds: float,
+    found: Sequence[Meter],
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> list[Energy]:
+    """Energy of one `call`, by every meter that can be read, above what the machine takes when it does nothing.
+
+    Not while latencies are taken: reading a sensor takes time. A package and its cores are two entries; do not add them.
+    """
+    readable = [meter for meter in found if meter.read() is not None]
+    if not readable:
+        return []
+
+    def watts(work: Callable[[], object], seconds: float) -> tuple[dict[str, float], float]:
+        """Mean power by meter while `work` is repeated for `seconds`, and the seconds of one `work`."""
+        start = clock()
+        before = {meter.name: meter.read() for meter in readable}
+        powers: dict[str, list[float]] = {meter.name: [] for meter in readable}
+        calls, spent, sampled = 0, 0.0, start
+        while clock() - start < seconds:
+            begun = clock()
+            work()
+            spent += clock() - begun
+            calls += 1
+            if clock() - sampled >= SAMPLE_S:
+                for meter in readable:
+                    if meter.kind == "power" and (value := meter.read()) is not None:
+                        powers[meter.name].append(value)
+                sampled = clock()
+        means = {name: sum(values) / len(values) for name, values in powers.items() if values}
+        elapsed = clock() - start
+        for meter in readable:
+            old, new = before[meter.name], meter.read()
+            if meter.kind == "energy" and old is not None and new is not None and (joules := meter.spent_j(old, new)) is not None:
+                means[meter.name] = joules / elapsed
+        return means, spent / calls
+
+    idle, _ = watts(lambda: sleep(SAMPLE_S), IDLE_S)
+    working, call_s = watts(call, max(seconds, IDLE_S))
+    told = []
+    for name in working:
+        if name in idle:
+            above = working[name] - idle[name]
+            told.append(Energy(name, idle[name], working[name], above * call_s if above > 0 else None))
+    return told
+
+
 def meters(root: Path = ROOT) -> list[Meter]:
     """All meters of this machine, readable or not."""
-    return [*rapl(root), *hwmon(root)]
+    return [*rapl(root), *hwmon(root), *(gpu_meters() if root == ROOT else [])]
+
+
+def gpu_meters() -> list[Meter]:
+    """One for each NVIDIA GPU: the counter where it has one, else power."""
+    return [GpuMeter(f"NVML {g.name}", "power" if g.energy_j() is None else "energy", (), 1.0, gpu=g) for g in nvml.gpus()]
 
 
 def rapl(root: Path = ROOT) -> list[Meter]:

@@ -22,6 +22,7 @@ import numpy as np
 
 from edgecnn.device import machine
 from edgecnn.device.machine import NOT_AVAILABLE
+from edgecnn.device.onnx_file import model, node, tensor, value
 from edgecnn.device.quiet import silence_openvino
 from edgecnn.errors import DeviceBug, DeviceError
 
@@ -115,8 +116,8 @@ def measure_peaks(threads: int, clock: Callable[[], float] = time.perf_counter) 
             continue
         for dtype in ("float32", "bf16", "int8"):
             for channels, size, kernel in SHAPES:
-                model, x, macs = convolution(dtype, channels, size, kernel)
-                with opened(model, x, dtype, threads) as call:
+                written, x, macs = convolution(dtype, channels, size, kernel)
+                with opened(written, x, dtype, threads) as call:
                     if call is None:
                         break
                     rate = macs / fastest(call, _SECONDS, clock)
@@ -210,50 +211,6 @@ def _openvino(model: bytes, x: np.ndarray, dtype: str, threads: int) -> Iterator
     yield lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
 
 
-# An ONNX file, written with the standard library alone: a board has no `onnx`. Field numbers are those of onnx.proto3.
-
-
-def _varint(value: int) -> bytes:
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    return bytes([*out, value])
-
-
-def _message(*fields: tuple[int, int | str | bytes]) -> bytes:
-    out = bytearray()
-    for number, value in fields:
-        if isinstance(value, int):
-            out += _varint(number << 3) + _varint(value)
-        else:
-            data = value.encode() if isinstance(value, str) else value
-            out += _varint(number << 3 | 2) + _varint(len(data)) + data
-    return bytes(out)
-
-
-_KINDS = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
-
-
-def _tensor(name: str, array: np.ndarray) -> bytes:
-    return _message(*((1, size) for size in array.shape), (2, _KINDS[array.dtype.name]), (8, name), (9, array.tobytes()))
-
-
-def _node(operator: str, inputs: Iterable[str], output: str, **ints: int | tuple[int, ...]) -> bytes:
-    attributes = []
-    for name, value in ints.items():
-        if isinstance(value, int):
-            attributes.append(_message((1, name), (3, value), (20, 2)))
-        else:
-            attributes.append(_message((1, name), *((8, each) for each in value), (20, 7)))
-    return _message(*((1, name) for name in inputs), (2, output), (4, operator), *((5, each) for each in attributes))
-
-
-def _value(name: str, kind: str, shape: tuple[int, ...]) -> bytes:
-    dims = _message(*((1, _message((1, size))) for size in shape))
-    return _message((1, name), (2, _message((1, _message((1, _KINDS[kind]), (2, dims))))))
-
-
 def convolution(dtype: str, channels: int, size: int, kernel: int) -> tuple[bytes, np.ndarray, int]:
     """An ONNX file of one convolution, an input for it, and its multiply-adds; int8 is U8 activations and S8 weights between Q and DQ."""
     rng = np.random.default_rng(0)
@@ -264,28 +221,21 @@ def convolution(dtype: str, channels: int, size: int, kernel: int) -> tuple[byte
         x = rng.integers(0, 256, shape).astype(np.uint8)
         weight = rng.integers(-127, 128, (channels, channels, kernel, kernel)).astype(np.int8)
         scales = {"xs": 0.02, "ys": 0.02 * 0.02 * 127 * math.sqrt(channels) * kernel / 2}
-        weights = [_tensor(name, np.float32(value).reshape(())) for name, value in scales.items()]
-        weights += [_tensor("z", np.uint8(128).reshape(())), _tensor("w", weight), _tensor("ws", np.full(channels, 0.02, np.float32))]
-        weights += [_tensor("wz", np.zeros(channels, np.int8))]
+        weights = [tensor(name, np.float32(value).reshape(())) for name, value in scales.items()]
+        weights += [tensor("z", np.uint8(128).reshape(())), tensor("w", weight), tensor("ws", np.full(channels, 0.02, np.float32))]
+        weights += [tensor("wz", np.zeros(channels, np.int8))]
         nodes = [
-            _node("DequantizeLinear", ("x", "xs", "z"), "xf"),
-            _node("DequantizeLinear", ("w", "ws", "wz"), "wf", axis=0),
-            _node("Conv", ("xf", "wf"), "yf", **conv),
-            _node("QuantizeLinear", ("yf", "ys", "z"), "y"),
+            node("DequantizeLinear", ("x", "xs", "z"), "xf"),
+            node("DequantizeLinear", ("w", "ws", "wz"), "wf", axis=0),
+            node("Conv", ("xf", "wf"), "yf", **conv),
+            node("QuantizeLinear", ("yf", "ys", "z"), "y"),
         ]
         kind = "uint8"
     else:
         x = rng.standard_normal(shape).astype(np.float32)
         weight_f = rng.standard_normal((channels, channels, kernel, kernel)).astype(np.float32) / channels
-        weights = [_tensor("w", weight_f)]
-        nodes = [_node("Conv", ("x", "w"), "y", **conv)]
+        weights = [tensor("w", weight_f)]
+        nodes = [node("Conv", ("x", "w"), "y", **conv)]
         kind = "float32"
-    graph = _message(
-        *((1, node) for node in nodes),
-        (2, "peak"),
-        *((5, weight) for weight in weights),
-        (11, _value("x", kind, shape)),
-        (12, _value("y", kind, shape)),
-    )
-    model = _message((1, 8), (7, graph), (8, _message((1, ""), (2, 17))))
-    return model, x, channels * channels * kernel * kernel * size * size
+    written = model(nodes, weights, value("x", kind, shape), value("y", kind, shape))
+    return written, x, channels * channels * kernel * kernel * size * size
