@@ -134,8 +134,9 @@ def bounds(work: list[Work], peaks: Peaks) -> list[Bound]:
     streamed = peaks.beyond(weights // peaks.threads)
     found = []
     for each in work:
+        rate = peaks.rates.get(each.dtype, peaks.rates["float32"])  # bf16 is float32 where the CPU has none
         times = {
-            "arithmetic": each.macs / peaks.rates[each.dtype].per_s,
+            "arithmetic": each.macs / rate.per_s,
             "weights": each.weight_bytes / streamed,
             "bytes": (each.weight_bytes + each.other_bytes) / peaks.cache,
         }
