@@ -3,7 +3,7 @@
     make peers                                                 # once: one environment for each peer
     python benchmarks/int8_prepare.py --models DIR --imagenet500 DIR --cifar10 DIR --out OUT
     python benchmarks/peers/run.py quantize OUT [NAME ...]     # every peer's default and best way; a failure is kept with its reason
-    python benchmarks/peers/run.py edgecnn OUT --models DIR --imagenet500 DIR --cifar10 DIR [NAME ...]
+    python benchmarks/peers/run.py edgecnn OUT [NAME ...]      # edgecnn's own int8 candidates
     python benchmarks/peers/run.py evaluate OUT [NAME ...]     # accuracy of every file in both runtimes
     python benchmarks/peers/run.py race OUT [NAME ...]         # latency, on a machine with nothing else to do
     python benchmarks/peers/run.py table OUT                   # results.json and results.md beside this file
@@ -15,6 +15,7 @@ Every step goes on where it was stopped: what has a result is not done again. OU
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import shutil
@@ -37,8 +38,6 @@ from edgecnn.screen import Screen
 HERE = Path(__file__).parent
 ENVIRONMENTS = Path(os.environ.get("PEERS", HERE / ".envs"))
 RUNTIMES = ("onnxruntime", "openvino")
-# As benchmarks/int8_prepare.py has it.
-CIFAR_INPUT = {"size": 64, "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616], "interpolation": "bilinear", "fit": "squash"}
 # Script, environment, ways.
 PEERS = {
     "ort_static": ("onnxruntime", ("default", "recommended", "percentile")),
@@ -65,14 +64,12 @@ def main() -> None:
         sub.add_argument("names", nargs="*")
         if command is quantize:
             sub.add_argument("--peers", nargs="*", default=list(PEERS))
-        if command is edgecnn:
-            for source in ("models", "imagenet500", "cifar10"):
-                sub.add_argument(f"--{source}", type=Path, required=True)
         if command is race_all:
             sub.add_argument("--processes", type=int, default=5)
             sub.add_argument("--seconds", type=float, default=0.3)
             sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
             sub.add_argument("--again", action="store_true")
+            sub.add_argument("--only", nargs="*", default=[""], help="files whose names begin so; all others are left out")
     given = parser.parse_args()
     folders = [given.out / name for name in given.names] or sorted(p.parent for p in given.out.glob("*/model.onnx"))
     given.command(given, folders)
@@ -118,43 +115,35 @@ def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path)
 
 
 def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
-    """edgecnn's own rows are what `edgecnn compress` ships with `precision: int8`, chosen on the choice split as any user's."""
+    """edgecnn's own rows: every int8 candidate of its two CPU targets, built as `edgecnn compress` builds them."""
+    from edgecnn.errors import EdgecnnError
+    from edgecnn.targets.base import Source
+    from edgecnn.targets.calibration import collect
+    from edgecnn.targets.onnxruntime import Onnxruntime
+    from edgecnn.targets.openvino import Openvino
+
+    head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
     for folder in folders:
-        name, run = folder.name, folder / "edgecnn"
-        recipe = recipe_of(name, given)
-        run.mkdir(exist_ok=True)
-        (run / "recipe.yaml").write_text(json.dumps(recipe, indent=1))  # JSON is YAML
-        command = [sys.executable, "-m", "edgecnn", "compress", "--recipe", run / "recipe.yaml", "--out", run / "run"]
-        done = subprocess.run(command, check=False)
-        head = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=HERE, check=False)
-        revision = head.stdout.strip()
-        for target in recipe["targets"]:
-            bundle, out = run / "run" / "bundles" / target["name"], folder / "peers" / f"edgecnn-{target['name']}"
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-            about = {"peer": "edgecnn", "way": target["name"], "versions": {"edgecnn": revision}, "exit": done.returncode, "fault": ""}
-            if bundle.is_dir():
-                about["candidate"] = json.loads((bundle / "manifest.json").read_text())["candidate"]
-                for file in bundle.glob("model.*"):
-                    shutil.copy(file, out)
-            else:
-                about["fault"] = "no bundle"
-            write(out, about)
-
-
-def recipe_of(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """The recipe whose splits are those of int8_prepare.py."""
-    if name == "mobilenet_v2":
-        photos = given.imagenet500
-        index = {key: str(photos / f"{key}.json") for key in ("class_index", "class_names")}
-        split = {"train": 0, "calibration": 0.25, "choice": 0.25, "evaluation": 0.5}
-        data = {"source": "imagefolder", "path": str(photos / "val"), "split": split, **index}
-        model = {"source": "torchvision", "name": name, "checkpoint": str(given.models / "mobilenet_v2_imagenet.pth"), "head": "keep"}
-    else:
-        data = {"source": "imagefolder", "path": str(given.cifar10), "split": {"train": 0, "calibration": 0.006, "choice": 0.02}}
-        model = {"source": "timm", "name": name, "checkpoint": str(given.models / f"{name}_cifar10_64px.safetensors"), "input": CIFAR_INPUT}
-    targets = [{"name": runtime, "runtime": runtime, "precision": "int8"} for runtime in RUNTIMES]
-    return {"name": name, "model": model, "data": data, "targets": targets, "promise": {"accuracy_drop": 0.005}}
+        graph, spec, packed = folder / "model.onnx", input_of(folder), open_packed(folder / "calibration")
+        histograms = functools.cache(functools.partial(collect, graph, packed, spec))
+        labels = tuple(map(str, range(np.load(folder / "float-evaluation.npy", mmap_mode="r").shape[1])))
+        source = Source(graph, lambda graph=graph: graph, spec, labels, packed, histograms, 0)
+        for old in (folder / "peers").glob("edgecnn-*"):
+            shutil.rmtree(old)
+        for kind in (Onnxruntime, Openvino):
+            target = kind.model_validate({"name": kind.__name__, "runtime": kind.__name__.lower()})
+            for candidate in target.candidates():
+                if candidate.precision != "int8":
+                    continue
+                out, begun, fault = folder / "peers" / f"edgecnn-{target.runtime}-{candidate.name}", time.monotonic(), ""
+                try:
+                    target.build(candidate, source, out)
+                except EdgecnnError as refused:
+                    fault = str(refused)
+                out.mkdir(parents=True, exist_ok=True)
+                about = {"peer": "edgecnn", "way": candidate.name, "for": target.runtime, "versions": {"edgecnn": head.stdout.strip()}}
+                write(out, {**about, "seconds": round(time.monotonic() - begun), "fault": fault})
+                print(folder.name, out.name, fault or "made", flush=True)
 
 
 # ---- accuracy
@@ -168,9 +157,10 @@ def evaluate(given: argparse.Namespace, folders: list[Path]) -> None:
             model = model_of(out)
             if about["fault"] or not model:
                 continue
-            digest = sha256_file(model)
+            digest = digest_of(model)
             for runtime in RUNTIMES:
-                if (model.suffix == ".xml" and runtime == "onnxruntime") or about.get(runtime, {}).get("sha256") == digest:
+                other = about.get("for", runtime) != runtime or (model.suffix == ".xml" and runtime == "onnxruntime")
+                if other or about.get(runtime, {}).get("sha256") == digest:
                     continue
                 found = evaluate_one(folder, model, runtime, out / f"{runtime}.npy")
                 if isinstance(found, str):
@@ -213,8 +203,9 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
             for out in sorted((folder / "peers").iterdir()):
                 about = json.loads((out / "result.json").read_text())
                 measured = about.get(runtime, {"fault": "not evaluated"})
-                other = about["peer"] == "edgecnn" and about["way"] != runtime
-                if measured["fault"] or -measured["drop"] < COLLAPSED or other or measured["sha256"] in known:
+                if measured["fault"] or -measured["drop"] < COLLAPSED or measured["sha256"] in known:
+                    continue
+                if about.get("for", runtime) != runtime or not out.name.startswith(tuple(given.only)):
                     continue
                 known[measured["sha256"]] = out.name
                 contenders.append(Contender(out.name, model_of(out), 1))
@@ -252,6 +243,12 @@ def input_of(folder: Path) -> InputSpec:
 
 def model_of(out: Path) -> Path | None:
     return next((out / name for name in ("model.onnx", "model.xml") if (out / name).exists()), None)
+
+
+def digest_of(model: Path) -> str:
+    """Of the file, with an IR of its weights too: two models may share their .xml."""
+    weights = model.with_suffix(".bin")
+    return sha256_file(model) + (f"+{sha256_file(weights)}" if model.suffix == ".xml" else "")
 
 
 def write(out: Path, about: dict[str, Any]) -> None:

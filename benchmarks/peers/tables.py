@@ -22,11 +22,11 @@ def rows(folder: Path) -> dict[str, Any]:
     seen: dict[tuple[str, str], str] = {}
     for out in sorted((folder / "peers").iterdir()):
         about = json.loads((out / "result.json").read_text())
-        row = {key: about[key] for key in ("peer", "way", "versions", "fault", "bytes", "candidate", "seconds") if key in about}
+        row = {key: about[key] for key in ("peer", "way", "versions", "fault", "bytes", "seconds") if key in about}
         for runtime in RUNTIMES:
             if runtime not in about:
                 continue
-            measured = about[runtime]
+            measured = {**about[runtime], "fault": about[runtime]["fault"].replace(f"{folder}/", "")}
             # Two peers' files may be the same bytes: then one of them was raced.
             name = seen.setdefault((runtime, measured["sha256"]), out.name)
             row[runtime] = {**measured, **shown(times[runtime].get(name))}
@@ -34,7 +34,8 @@ def rows(folder: Path) -> dict[str, Any]:
                 row[runtime]["same_file_as"] = name
         found["files"][out.name] = row
     for runtime in RUNTIMES:
-        found["bar"][runtime] = bar(found["files"], times[runtime], runtime)
+        own = [name for name, row in found["files"].items() if row["peer"] == "edgecnn" and name in times[runtime]]
+        found["bar"][runtime] = {name: bar(name, found["files"], times[runtime], runtime) for name in own}
     return found
 
 
@@ -52,11 +53,8 @@ def shown(times: list[float] | None) -> dict[str, Any]:
     return {"p50_ms": round(1e3 * float(np.median(times)), 4), "processes_p50_ms": [round(1e3 * t, 4) for t in times]}
 
 
-def bar(files: dict[str, Any], times: dict[str, list[float]], runtime: str) -> dict[str, Any]:
-    """Peers' files that are more accurate than edgecnn's (top-1, same images) and faster (99 % interval, processes as units)."""
-    own = f"edgecnn-{runtime}"
-    if own not in times:
-        return {"held": None, "beaten_by": []}
+def bar(own: str, files: dict[str, Any], times: dict[str, list[float]], runtime: str) -> dict[str, Any]:
+    """Peers' files that are more accurate than edgecnn's `own` (top-1, same images) and faster (99 % interval, processes as units)."""
     mine, beaten, close = files[own][runtime], [], []
     for name, row in files.items():
         theirs = row.get(runtime)
@@ -78,13 +76,16 @@ def markdown(found: dict[str, Any]) -> str:
         floats = [model["float"][runtime].get("p50_ms", "") for runtime in RUNTIMES]
         lines.append(f"| float | | | {floats[0]} | | | {floats[1]} | | |")
         lines += [line(file, row) for file, row in sorted(model["files"].items(), key=lambda item: item[1]["peer"] != "edgecnn")]
-        lines += ["", *[f"{runtime}: {told(model['bar'][runtime])}." for runtime in RUNTIMES], ""]
+        lines.append("")
+        for runtime in RUNTIMES:
+            lines += [f"- {runtime}, {own}: {told(held)}" for own, held in model["bar"][runtime].items()] or [f"- {runtime}: not raced"]
+        lines.append("")
     return "\n".join(lines)
 
 
 def line(file: str, row: dict[str, Any]) -> str:
     cells: list[str] = []
-    notes = [row[key] for key in ("fault", "candidate") if row.get(key)]
+    notes = [row["fault"]] if row["fault"] else [] if any(runtime in row for runtime in RUNTIMES) else ["made, not evaluated yet"]
     for runtime in RUNTIMES:
         got = row.get(runtime)
         if not got or got["fault"]:
@@ -103,6 +104,4 @@ def line(file: str, row: dict[str, Any]) -> str:
 
 
 def told(held: dict[str, Any]) -> str:
-    if held["held"] is None:
-        return "not raced"
     return "no peer's file is both more accurate and faster" if held["held"] else f"beaten by {', '.join(held['beaten_by'])}"
