@@ -68,7 +68,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
     """Ship one target; returns its entry of result.json."""
     promise = promise_of(run.recipe.promise, target)
     run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
-    tried = _timed(run, target, [_tried(run, target, c, source, model) for c in target.tried()])
+    tried = _timed(run, target, _all_tried(run, target, source, model))
     float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
     chosen, why = choose.choose(tried, promise, float_top1)
     if chosen is None:
@@ -142,6 +142,19 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
 def promise_of(promise: Promise, target: AnyTarget) -> Promise:
     """The recipe's promise with the keys that the target gives replaced."""
     return promise if target.promise is None else promise.model_copy(update=target.promise.model_dump(exclude_unset=True))
+
+
+def _all_tried(run: Run, target: AnyTarget, source: Source, model: Float) -> list[Tried]:
+    """Every candidate within the recipe's effort, and within its minutes once there is one that may ship."""
+    begun, minutes = time.monotonic(), run.recipe.choose.minutes
+    tried: list[Tried] = []
+    for candidate in target.tried(run.recipe.effort):
+        late = minutes is not None and time.monotonic() - begun > 60 * minutes / len(run.recipe.targets)
+        if late and any(t.eligible and t.artifact for t in tried):
+            tried.append(Tried(candidate, target.may_ship(candidate), None, failure=f"choose: the {minutes:g} minutes are used up"))
+        else:
+            tried.append(_tried(run, target, candidate, source, model))
+    return tried
 
 
 def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float) -> Tried:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from edgecnn import __version__, choose
+from edgecnn.calibration_doubts import calibration_doubts
 from edgecnn.data import Data, load_data, pack
 from edgecnn.deliver import deliver, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA
 from edgecnn.errors import DeviceError
-from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, link_evaluation
+from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, images, link_evaluation
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
@@ -68,7 +69,12 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             "stages": stages,
             "targets": targets,
             "environment": {"machine": circumstances(), "versions": {"edgecnn": __version__, **installed(*LIBRARIES)}},
-            "doubts": [*(line for t in targets for line in warnings(t["name"], t["trust"])), *run.data.doubts, *_coarse(run)],
+            "doubts": [
+                *(line for t in targets for line in warnings(t["name"], t["trust"])),
+                *run.data.doubts,
+                *_calibrated_on(run, models[-1]),
+                *_coarse(run),
+            ],
             "resumed": store.made == 0,
             "seconds": time.monotonic() - begun,
         }
@@ -84,7 +90,7 @@ def dry_run(recipe: Recipe, screen: Screen) -> None:
         counts = ", ".join(f"{len(getattr(data, split))} {split}" for split in SPLITS)
         screen.say(f"plan: {' -> '.join(['load', *(stage.stage for stage in recipe.stages)])}, images: {counts}")
         for target in recipe.targets:
-            names = [c.name for c in target.tried()]
+            names = [c.name for c in target.tried(recipe.effort)]
             screen.say(f"  {target.name}: {target.runtime}, measures {', '.join(names)}")
         for doubt in data.doubts:
             screen.say(f"  doubt: {doubt}")
@@ -127,6 +133,13 @@ def preflight(run: Run) -> None:
 
     targets = [t.model_dump(mode="json", exclude={"promise"}) for t in run.recipe.targets]
     run.store.once("preflight", {"model": first_inputs(run), "targets": targets, "data": run.data.digest}, check)
+
+
+def _calibrated_on(run: Run, model: Float) -> list[str]:
+    """Doubts about the calibration images, where anything is quantized."""
+    if all(target.precision not in ("int8", "auto") for target in run.recipe.targets):
+        return []
+    return calibration_doubts(images(run, "calibration", model.input)[0], images(run, "evaluation", model.input)[0])
 
 
 def _coarse(run: Run) -> list[str]:

@@ -26,7 +26,7 @@ from edgecnn.sources import DataConfig
 from edgecnn.stages import AnyStage
 from edgecnn.stages.distil import Distil
 from edgecnn.targets import AnyTarget
-from edgecnn.targets.base import Promise
+from edgecnn.targets.base import Effort, Promise
 from edgecnn.yaml_nodes import MAX_BYTES, MAX_DEPTH, Fault, Mark, Node, core_scalar, dotted, read_yaml, shown
 from edgecnn.yaml_nodes import Path as Keys
 from edgecnn.zoo import find_models
@@ -58,6 +58,14 @@ class Trust(Config):
     pictures: int = Field(12, ge=0, le=60, description="Flipped and typical images to show for each target, with Grad-CAM; 0 for none.")
 
 
+class Choose(Config):
+    """How long candidates are searched for."""
+
+    minutes: float | None = Field(
+        None, gt=0, description="Stop building candidates of a target after its share of so many minutes, once one may ship."
+    )
+
+
 class Recipe(Config):
     """One compression: from the model it names to one bundle for each target."""
 
@@ -68,6 +76,11 @@ class Recipe(Config):
     stages: tuple[AnyStage, ...] = Field((), description="Torch model in, torch model out, in this order.")
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
+    effort: Effort = Field(
+        "normal",
+        description="quick: only candidates that take seconds. normal: all.",
+    )
+    choose: Choose = Field(Choose(minutes=None), description="How long candidates are searched for.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")
     trust: Trust = Field(Trust.model_validate({}), description="What is looked at beyond top-1.")
 

@@ -16,7 +16,7 @@ from edgecnn.stages.base import TorchModel
 from edgecnn.targets.additions import STEPS, settle_additions
 from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import QUANTIZED, write_qdq
+from edgecnn.targets.qdq import KERNELS, Form, write_qdq
 
 
 class Residual(nn.Module):
@@ -53,8 +53,10 @@ def scales(path: Path) -> list[tuple[float, float, float]]:
     makers = {name: node for node in graph.node for name in node.output}
     takers = {name: node for node in graph.node for name in node.input}
     additions = [node for node in graph.node if node.op_type == "Add"]
-    assert all(takers[node.output[0]].op_type == "QuantizeLinear" for node in additions), "ReLU has melted into them"
-    names = [[makers[n.input[0]].input[1], makers[n.input[1]].input[1], takers[n.output[0]].input[1]] for n in additions]
+    ends = [takers[n.output[0]] for n in additions]  # or a ReLU, which melts into the addition
+    ends = [takers[n.output[0]] if n.op_type == "Relu" else n for n in ends]
+    assert all(node.op_type == "QuantizeLinear" for node in ends)
+    names = [[makers[n.input[0]].input[1], makers[n.input[1]].input[1], end.input[1]] for n, end in zip(additions, ends, strict=True)]
     return [(float(values[a]), float(values[b]), float(values[c])) for a, b, c in names]
 
 
@@ -74,11 +76,7 @@ def test_no_sum_lies_near_a_tie(folder: Path, tmp_path: Path, method: str) -> No
         folder / "model.onnx",
         tmp_path / "q.onnx",
         calibrated,
-        activations="uint8",
-        symmetric=False,
-        reduce_range=False,
-        quantize_bias=True,
-        only=QUANTIZED,
+        Form("uint8", symmetric=False, quantize_bias=True, outputs=True, only=KERNELS),
     )
     clear = [away_from_ties(*each) for each in scales(tmp_path / "q.onnx")]
     assert len(clear) == 5

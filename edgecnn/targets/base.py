@@ -20,6 +20,8 @@ from edgecnn.targets.preprocess_graph import take_pixels
 from edgecnn.targets.qdq import Form
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
+Effort = Literal["quick", "normal"]
+EFFORTS: tuple[Effort, ...] = ("quick", "normal")
 
 
 class Promise(Config):
@@ -38,11 +40,12 @@ class Promise(Config):
 
 @dataclass(frozen=True)
 class Candidate:
-    """One way to build a model for a runtime. `how` holds every setting that decides the bytes."""
+    """One way to build a model for a runtime. `how` holds all that decides the bytes, `effort` says from where on it is tried."""
 
     name: str
     precision: str
     how: dict[str, Any]
+    effort: Effort = "quick"
 
 
 @dataclass(frozen=True)
@@ -113,12 +116,23 @@ class Target(Config):
     name: str = Field(
         pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$", description="Your name for this target; its bundle's folder is called so."
     )
-    building: ClassVar[set[str]] = {"input"}  # the settings that change what is built, and not only which is chosen
+    building: ClassVar[set[str]] = {
+        "input",
+        "keep_float",
+        "weights",
+    }  # the settings that change what is built, and not only which is chosen
 
     runtime: str
     precision: Precision = Field("int8", description="`auto` ships the fastest candidate that keeps the promise.")
     input: Literal["uint8", "float"] = Field(
         "uint8", description="`uint8`: the file takes pixels, N x H x W x C, and normalises by itself. `float`: the tensor, N x C x H x W."
+    )
+    keep_float: tuple[str, ...] = Field(
+        (), description="Layers that int8 leaves in float: names, with * and ? as in file names, or operator types such as Sigmoid."
+    )
+    weights: Literal["per-channel", "per-tensor"] = Field(
+        "per-channel",
+        description="Scales of int8 weights. One for the whole tensor ruins depthwise networks; what it ruins is built again.",
     )
     threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
     device: str | None = Field(
@@ -130,9 +144,10 @@ class Target(Config):
         """All ways to build for this runtime, float before int8. Float ones are built for comparison even where int8 is asked for."""
         raise NotImplementedError
 
-    def tried(self) -> list[Candidate]:
+    def tried(self, effort: Effort = "normal") -> list[Candidate]:
         """The candidates that this target builds and measures: those that may ship, and every float one."""
-        return [c for c in self.candidates() if c.precision != "int8" or self.may_ship(c)]
+        within = EFFORTS[: EFFORTS.index(effort) + 1]
+        return [c for c in self.candidates() if c.effort in within and (c.precision != "int8" or self.may_ship(c))]
 
     def may_ship(self, candidate: Candidate) -> bool:
         """Whether the recipe's precision lets it ship."""

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,14 +22,14 @@ from edgecnn.device.spec import InputSpec
 from edgecnn.targets.base import Source
 from edgecnn.targets.bias import correct_bias
 from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import write_qdq
+from edgecnn.targets.qdq import Form, write_qdq
 from edgecnn.targets.sensitivity import worst_layers
 
 IMAGES = 128
 COLLAPSE = 0.9  # no honest int8 file agrees less with its float model
 
 
-def fit_qdq(source: Source, path: Path, *, methods: Sequence[str], correct: bool, **form: Any) -> list[str]:
+def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], correct: bool, exclude: Collection[str] = ()) -> list[str]:
     """Write the best QDQ graph of `form` to `path`; returns sentences that say what was chosen, with figures.
 
     Args:
@@ -37,14 +37,15 @@ def fit_qdq(source: Source, path: Path, *, methods: Sequence[str], correct: bool
         path: of the file to write.
         methods: of calibration, to choose among; with a single one nothing is compared.
         correct: correct biases, where it helps.
-        form: the other arguments of `write_qdq`.
+        form: what the runtime wants.
+        exclude: names of nodes to keep in float.
     """
     wanted = _logits(source.onnx, source.calibration, source.input)
     with tempfile.TemporaryDirectory() as work:
         errors, files = {}, {}
         for method in methods:
             files[method] = Path(work) / f"{method}.onnx"
-            write_qdq(source.onnx, files[method], ranges(source.histograms(), method, symmetric=form["symmetric"]), **form)
+            write_qdq(source.onnx, files[method], ranges(source.histograms(), method, symmetric=form.symmetric), form, exclude)
             errors[method] = divergence(wanted, _logits(files[method], source.calibration, source.input))
         best = min(errors, key=errors.__getitem__)
         told = ", ".join(f"{method} {error:.2g}" for method, error in errors.items())
@@ -56,7 +57,12 @@ def fit_qdq(source: Source, path: Path, *, methods: Sequence[str], correct: bool
             note += f", {after:.2g} with corrected biases{'' if after < errors[best] else ', which was therefore left out'}"
             if after < errors[best]:
                 shutil.copy(files[best], path)
-    return [note, *_collapse(source, path, wanted)]
+    fallen = _collapse(source, path, wanted)
+    if fallen and form.weights == "per-tensor":
+        better = replace(form, weights="per-channel")
+        again = fit_qdq(source, path, better, methods=methods, correct=correct, exclude=exclude)
+        return [note, *fallen, "recovered: weights: per-tensor was replaced by per-channel", *again]
+    return [note, *fallen]
 
 
 def _collapse(source: Source, path: Path, wanted: np.ndarray) -> list[str]:

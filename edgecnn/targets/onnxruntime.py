@@ -25,7 +25,7 @@ from edgecnn.errors import ModelError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import QUANTIZED, Form, saturates, squeeze_and_excite
+from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, saturates, squeeze_and_excite
 
 
 class Onnxruntime(Target):
@@ -35,13 +35,13 @@ class Onnxruntime(Target):
     reduce_range: bool | None = Field(None, description="7-bit weights, for x86 without VNNI. Left out: decided by this machine's CPU.")
 
     def candidates(self) -> Sequence[Candidate]:
-        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": self.form()["reduce_range"]}
+        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": self.form().reduce_range}
         int8 = [Candidate(name, "int8", {**how, "float_se": name == "int8-float-se"}) for name in ("int8", "int8-float-se")]
         return [Candidate("fp32", "fp32", {}), *int8]
 
     def form(self) -> Form:
         reduced = self.reduce_range if self.reduce_range is not None else saturates()
-        return Form(activations="uint8", symmetric=False, reduce_range=reduced, quantize_bias=True, only=QUANTIZED)
+        return Form("uint8", symmetric=False, quantize_bias=True, outputs=True, only=KERNELS, reduce_range=reduced, weights=self.weights)
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         if candidate.precision == "fp32":
@@ -49,16 +49,16 @@ class Onnxruntime(Target):
         with tempfile.TemporaryDirectory() as work:
             model = Path(work) / "model.onnx"
             how = candidate.how
-            keep = squeeze_and_excite(source.onnx) if how["float_se"] else []
-            if how["float_se"] and not keep:
+            gates = squeeze_and_excite(source.onnx) if how["float_se"] else []
+            if how["float_se"] and not gates:
                 raise ModelError("the network has no squeeze-and-excite parts to keep in float")
             notes = fit_qdq(
                 source,
                 model,
+                self.form(),
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                exclude=keep,
-                **self.form(),
+                exclude=[*gates, *kept_in_float(source.onnx, self.keep_float)],
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

@@ -27,7 +27,7 @@ from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
-from edgecnn.targets.qdq import QUANTIZED, Form, saturates
+from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, saturates
 
 
 class Openvino(Target):
@@ -44,13 +44,15 @@ class Openvino(Target):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}))
         every += [
             Candidate("int8-qdq", "int8", {"hint": "f32", "calibrations": list(METHODS), "reduce_range": saturates()}),
-            Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}),
-            Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}),
+            Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}, "normal"),
+            Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}, "normal"),
         ]
         return every
 
     def form(self) -> Form:
-        return Form(activations="uint8", symmetric=False, reduce_range=saturates(), quantize_bias=True, only=QUANTIZED)
+        return Form(
+            "uint8", symmetric=False, quantize_bias=True, outputs=True, only=KERNELS, reduce_range=saturates(), weights=self.weights
+        )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         silence_openvino()
@@ -64,9 +66,10 @@ class Openvino(Target):
                 notes = fit_qdq(
                     source,
                     graph,
+                    self.form(),
                     methods=candidate.how["calibrations"],
                     correct=True,
-                    **self.form(),
+                    exclude=kept_in_float(source.onnx, self.keep_float),
                 )
             model = ov.convert_model(str(graph))
             compress = candidate.how.get("compress", False)

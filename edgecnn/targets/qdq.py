@@ -1,105 +1,280 @@
-"""Writes a QDQ graph: QuantizeLinear and DequantizeLinear around what shall run in int8, by onnxruntime's quantizer from given ranges.
+"""Writes a QDQ graph: QuantizeLinear and DequantizeLinear around what shall run in int8, where and how the runtime's kernels want them.
 
-Ranges come from `calibration`, so that every runtime's form, whatever its signedness and symmetry, is made on one path.
+Ranges come from `calibration`; so every runtime's form, whatever its signedness and symmetry, is made on one path. Our own writer, because
+onnxruntime's quantizer puts a pair on both sides of every operator: in TensorRT's form that rounds a convolution's output a second time
+before its ReLU6, and takes the fusion from the one and a third of the range from the other (benchmarks/int8.md).
+
+Sources: Jacob et al. 2018 (arXiv:1712.05877); NVIDIA TensorRT documentation, "Q/DQ placement recommendations"; onnxruntime documentation,
+"Quantize ONNX models".
 """
 
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Literal, TypedDict
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from edgecnn.device.machine import instruction_sets
-from edgecnn.screen import hushed
+from edgecnn.errors import ModelError
 from edgecnn.targets.additions import settle_additions
 from edgecnn.targets.calibration import Range
-from edgecnn.targets.onnx import strip
 
+if TYPE_CHECKING:
+    import onnx
 
-class Form(TypedDict):
-    """What a runtime wants of a QDQ graph: arguments of `write_qdq` that its kernels decide."""
-
-    activations: Literal["uint8", "int8"]
-    symmetric: bool
-    reduce_range: bool
-    quantize_bias: bool
-    only: Sequence[str]
-
-
-QUANTIZED = [
+# What onnxruntime's CPU and OpenVINO have integer kernels for.
+KERNELS = (
     "Add",
     "AveragePool",
-    "Clip",
     "Concat",
     "Conv",
+    "Flatten",
     "Gemm",
     "GlobalAveragePool",
     "MatMul",
     "MaxPool",
     "Mul",
     "ReduceMean",
-    "Relu",
     "Reshape",
     "Sigmoid",
     "Transpose",
-]
+)
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+# Part of the integer operator in front of them: they only narrow the range, which then begins at zero.
+ACTIVATIONS = ("Clip", "Relu")
+# Move values and leave them as they are: out comes the scale that went in.
+MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
 
-def write_qdq(
-    model: Path,
-    path: Path,
-    ranges: Mapping[str, Range],
-    *,
-    activations: Literal["uint8", "int8"],
-    symmetric: bool,
-    reduce_range: bool,
-    quantize_bias: bool,
-    only: Sequence[str],
-    exclude: Sequence[str] = (),
-) -> None:
+@dataclass(frozen=True)
+class Form:
+    """What a runtime's integer kernels want of a QDQ graph.
+
+    Attributes:
+        activations: integer type of the activations; weights are always int8, symmetric.
+        symmetric: activations have zero point 0.
+        reduce_range: weights use 7 bits.
+        quantize_bias: write biases as int32; TensorRT wants them in float.
+        outputs: the kernels give integers too: quantize what the operators put out, behind a ReLU. Otherwise only what they take.
+        only: operator types to quantize.
+        weights: one scale a channel, or a single one.
+    """
+
+    activations: Literal["uint8", "int8"]
+    symmetric: bool
+    quantize_bias: bool
+    outputs: bool
+    only: tuple[str, ...]
+    reduce_range: bool = False
+    weights: Literal["per-channel", "per-tensor"] = "per-channel"
+
+
+def write_qdq(model: Path, path: Path, ranges: Mapping[str, Range], form: Form, exclude: Collection[str] = ()) -> None:
     """Write `model` with Q/DQ nodes to `path`; the same arguments give the same bytes.
 
     Args:
         model: simplified fp32 ONNX.
         path: of the file to write.
         ranges: of every float activation.
-        activations: integer type of the activations; weights are always int8, per channel, symmetric.
-        symmetric: activations have zero point 0.
-        reduce_range: weights use 7 bits.
-        quantize_bias: write biases as int32; TensorRT wants them in float.
-        only: operator types to quantize.
+        form: what the runtime wants.
         exclude: names of nodes to keep in float.
     """
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantType
-    from onnxruntime.quantization.calibrate import TensorsData
-    from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
-    from onnxruntime.quantization.quant_utils import load_model_with_shape_infer
 
-    if not symmetric:
+    if not form.symmetric:
         ranges = settle_additions(model, ranges)
-    data = {name: (np.float32(low), np.float32(high)) for name, (low, high) in ranges.items()}
-    with hushed():
-        quantizer = QDQQuantizer(
-            load_model_with_shape_infer(model),
-            True,  # per channel
-            reduce_range,
-            QuantType.QInt8,
-            QuantType.QUInt8 if activations == "uint8" else QuantType.QInt8,
-            TensorsData(CalibrationMethod.MinMax, data),
-            [],
-            list(exclude),
-            list(only),
-            {"ActivationSymmetric": symmetric, "WeightSymmetric": True, "QuantizeBias": quantize_bias, "DedicatedQDQPair": False},
-        )
-        quantizer.quantize_model()
-        quantizer.model.topological_sort()
-    graph = strip(quantizer.model.model)
+    graph = onnx.load(str(model))
+    _Writer(graph, ranges, form, exclude).write()
     onnx.checker.check_model(graph)
     path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+class _Writer:
+    """One graph on its way to Q/DQ."""
+
+    def __init__(self, model: onnx.ModelProto, ranges: Mapping[str, Range], form: Form, exclude: Collection[str]) -> None:
+        from onnx import numpy_helper
+
+        self.graph, self.ranges, self.form = model.graph, ranges, form
+        self.constants = {i.name: numpy_helper.to_array(i) for i in self.graph.initializer}
+        self.makers = {output: node for node in self.graph.node for output in node.output}
+        self.takers: dict[str, list[onnx.NodeProto]] = {}
+        for node in self.graph.node:
+            for name in node.input:
+                self.takers.setdefault(name, []).append(node)
+        self.outputs = {output.name for output in self.graph.output}
+        self.integer = [node for node in self.graph.node if node.op_type in form.only and node.name not in exclude and self._suits(node)]
+        self.added: dict[str, onnx.TensorProto] = {}
+
+    def write(self) -> None:
+        wanted: dict[str, None] = {}  # tensors to quantize, in the order of the graph
+        readers: set[tuple[str, str]] = set()  # (node, tensor) that read integers
+        for node in self.integer:
+            for name in self._taken(node):
+                wanted[name] = None
+                readers.add((node.name, name))
+            if self.form.outputs:
+                wanted.update(dict.fromkeys(self._given(node)))
+        scales = {name: self._scale(name) for name in wanted}
+        nodes: list[onnx.NodeProto] = []
+        for name in [self.graph.input[0].name]:
+            nodes += self._pair(name, scales) if name in scales else []
+        integer = {node.name for node in self.integer}
+        for node in self.graph.node:
+            if node.name in integer and node.op_type in WEIGHTED:
+                nodes += self._weights(node, scales)
+            for i, name in enumerate(node.input):
+                # Where the kernel gives integers no float is left for others to read.
+                if name in scales and (self.form.outputs or (node.name, name) in readers):
+                    node.input[i] = f"{name}_DequantizeLinear_Output"
+            nodes.append(node)
+            for name in node.output:
+                nodes += self._pair(name, scales) if name in scales else []
+        del self.graph.node[:]
+        self.graph.node.extend(nodes)
+        used = {name for node in nodes for name in node.input}
+        kept = [i for i in self.graph.initializer if i.name in used and i.name not in self.added]
+        del self.graph.initializer[:]
+        self.graph.initializer.extend([*kept, *self.added.values()])
+
+    def _suits(self, node: onnx.NodeProto) -> bool:
+        """Whether all that it reads and would be quantized is known: a weight that is computed, say, is not."""
+        if node.op_type in WEIGHTED:
+            return node.input[0] in self.ranges and node.input[1] in self.constants
+        return all(name in self.ranges or name in self.constants for name in node.input)
+
+    def _taken(self, node: onnx.NodeProto) -> Iterator[str]:
+        """The activations that `node` reads as integers."""
+        taken = [name for name in node.input[: 1 if node.op_type in WEIGHTED else None] if name in self.ranges]
+        if node.op_type == "Add" and not self.form.outputs:
+            # The convolution that ends here adds the other side before it rounds.
+            ending = [n for n in taken if n in self.makers and self.makers[n].op_type in WEIGHTED and len(self.takers[n]) == 1]
+            taken = [name for name in taken if name not in ending[-1:]]
+        yield from taken
+
+    def _given(self, node: onnx.NodeProto) -> Iterator[str]:
+        """The tensor that `node` puts out as integers: behind the ReLU, if one is all that reads it."""
+        for name in node.output:
+            while name not in self.outputs and [t.op_type in ACTIVATIONS for t in self.takers.get(name, [])] == [True]:
+                name = self.takers[name][0].output[0]
+            if name in self.ranges and name not in self.outputs:
+                yield name
+
+    def _scale(self, name: str) -> str:
+        """Add the tensor's scale and zero point, those of what it is a mere move of; returns the name of the scale."""
+        root = name
+        while root in self.makers and self.makers[root].op_type in MOVING:
+            root = self.makers[root].input[0]
+        name = root if root in self.ranges and self.form.outputs else name
+        if f"{name}_scale" not in self.added:
+            scale, zero = scale_of(self.ranges[name], self.form)
+            self._add(f"{name}_scale", np.float32(scale))
+            self._add(f"{name}_zero_point", np.array(zero, self.form.activations))
+        return f"{name}_scale"
+
+    def _pair(self, name: str, scales: Mapping[str, str]) -> list[onnx.NodeProto]:
+        from onnx import helper
+
+        scale = scales[name]
+        how = [scale, f"{scale.removesuffix('_scale')}_zero_point"]
+        integers, back = f"{name}_QuantizeLinear_Output", f"{name}_DequantizeLinear_Output"
+        return [
+            helper.make_node("QuantizeLinear", [name, *how], [integers], f"{name}_QuantizeLinear"),
+            helper.make_node("DequantizeLinear", [integers, *how], [back], f"{name}_DequantizeLinear"),
+        ]
+
+    def _weights(self, node: onnx.NodeProto, scales: Mapping[str, str]) -> list[onnx.NodeProto]:
+        """Make the node's weight, and its bias if so wanted, integers in front of a DequantizeLinear."""
+        name, axis = node.input[1], channel_axis(node)
+        weight = self.constants[name]
+        bias = node.input[2] if len(node.input) > 2 and node.input[2] in self.constants and self.form.quantize_bias else None
+        step = float(self._value(scales[node.input[0]]))
+        scale = weight_scale(weight, axis, self.form)
+        if bias is not None:  # a bias that would not fit into int32 widens its channel's weights
+            scale = np.maximum(scale, np.abs(self.constants[bias].astype(np.float64)) / (step * (2**31 - 129)))
+        scale = scale.astype(np.float32)
+        wide = np.expand_dims(scale, [i for i in range(weight.ndim) if i != axis]) if scale.ndim else scale
+        most = 64 if self.form.reduce_range else 127
+        tag = f"{name}_{node.name}" if len(self.takers[name]) > 1 else name
+        self._add(f"{tag}_quantized", np.clip(np.round(weight / wide), -most, most).astype(np.int8))
+        self._add(f"{tag}_scale", scale)
+        self._add(f"{tag}_zero_point", np.zeros(scale.shape, np.int8))
+        at = {"axis": axis} if scale.ndim else {}
+        made = [_dequantize(tag, **at)]
+        node.input[1] = made[0].output[0]
+        if bias is not None:
+            steps = (step * scale.astype(np.float64)).astype(np.float32)
+            tag = f"{bias}_{node.name}" if len(self.takers[bias]) > 1 else bias
+            self._add(f"{tag}_quantized", np.round(self.constants[bias].astype(np.float64) / steps).astype(np.int32))
+            self._add(f"{tag}_scale", steps)
+            self._add(f"{tag}_zero_point", np.zeros(steps.shape, np.int32))
+            made.append(_dequantize(tag, **({"axis": 0} if steps.ndim else {})))
+            node.input[2] = made[1].output[0]
+        return made
+
+    def _value(self, name: str) -> np.ndarray:
+        from onnx import numpy_helper
+
+        return numpy_helper.to_array(self.added[name])
+
+    def _add(self, name: str, value: np.ndarray | np.generic) -> None:
+        from onnx import numpy_helper
+
+        self.added[name] = numpy_helper.from_array(np.asarray(value), name)
+
+
+def _dequantize(tag: str, **attributes: int) -> onnx.NodeProto:
+    from onnx import helper
+
+    names = [f"{tag}_quantized", f"{tag}_scale", f"{tag}_zero_point"]
+    return helper.make_node("DequantizeLinear", names, [f"{tag}_DequantizeLinear_Output"], f"{tag}_DequantizeLinear", **attributes)
+
+
+def scale_of(r: Range, form: Form) -> tuple[float, int]:
+    """Scale and zero point of activations from `r[0]` to `r[1]`; a range that is empty gets a scale of 1."""
+    ends = np.iinfo(form.activations)
+    if form.symmetric:
+        return (max(-r[0], r[1]) / ends.max or 1.0), 0
+    scale = float(np.float32((r[1] - r[0]) / (int(ends.max) - int(ends.min)))) or 1.0
+    return scale, int(np.clip(round(ends.min - r[0] / scale), ends.min, ends.max))
+
+
+def weight_scale(weight: np.ndarray, axis: int, form: Form) -> np.ndarray:
+    """One scale a channel along `axis`, or a single one; float64."""
+    dims = None if form.weights == "per-tensor" else tuple(i for i in range(weight.ndim) if i != axis)
+    most = np.abs(weight).max(axis=dims).astype(np.float64)
+    return np.where(most > 0, most, 1.0) / (64 if form.reduce_range else 127)
+
+
+def channel_axis(node: onnx.NodeProto) -> int:
+    """The axis of the output channels in the weight of a convolution or matrix product."""
+    transposed = any(a.name == "transB" and a.i for a in node.attribute)
+    return 0 if node.op_type == "Conv" or transposed else 1
+
+
+def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
+    """Names of the nodes whose name, weight's name or operator type one of `patterns` matches.
+
+    Raises:
+        ModelError: a pattern matches nothing; the message lists what there is.
+    """
+    import onnx
+
+    graph = onnx.load(str(model)).graph
+    constants = {i.name for i in graph.initializer}
+    known = {node.name: {node.name, node.op_type, *(i for i in node.input if i in constants)} for node in graph.node}
+    for pattern in patterns:
+        if not any(fnmatchcase(word, pattern) for words in known.values() for word in words):
+            some = ", ".join(
+                sorted({node.op_type for node in graph.node} | {node.input[1] for node in graph.node if node.op_type == "Conv"})[:12]
+            )
+            raise ModelError(f"keep_float: {pattern!r} matches no layer. There are {some}, ...")
+    return [name for name, words in known.items() if any(fnmatchcase(word, pattern) for pattern in patterns for word in words)]
 
 
 def squeeze_and_excite(model: Path) -> list[str]:

@@ -26,16 +26,16 @@ from edgecnn.errors import DeviceError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import Form
+from edgecnn.targets.qdq import Form, kept_in_float
 
-# What TensorRT fuses with int8 convolutions; anything else between Q and DQ costs a conversion and gains nothing.
-QUANTIZED = ["Conv", "Gemm", "MatMul", "Add", "GlobalAveragePool", "MaxPool"]
+# Only what a convolution or matrix product reads, and what it adds before it rounds: TensorRT fuses the rest behind them.
+FORM = Form("int8", symmetric=True, quantize_bias=False, outputs=False, only=("Conv", "Gemm", "MatMul", "Add"))
 
 
 class Tensorrt(Target):
     """An ONNX graph for TensorRT: Jetsons, and other machines with an NVIDIA GPU."""
 
-    building: ClassVar[set[str]] = {"input", "compute_capability"}
+    building: ClassVar[set[str]] = Target.building | {"compute_capability"}
 
     runtime: Literal["tensorrt"]
     compute_capability: str = Field(
@@ -52,7 +52,7 @@ class Tensorrt(Target):
         ]
 
     def form(self) -> Form:
-        return Form(activations="int8", symmetric=True, reduce_range=False, quantize_bias=False, only=QUANTIZED)
+        return replace(FORM, weights=self.weights)
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         with tempfile.TemporaryDirectory() as work:
@@ -62,9 +62,10 @@ class Tensorrt(Target):
                 notes = fit_qdq(
                     source,
                     model,
+                    self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    **self.form(),
+                    exclude=kept_in_float(source.onnx, self.keep_float),
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
