@@ -204,8 +204,7 @@ class _Writer:
         self._add(f"{tag}_quantized", np.clip(np.round(weight / wide), -most, most).astype(np.int8))
         self._add(f"{tag}_scale", scale)
         self._add(f"{tag}_zero_point", np.zeros(scale.shape, np.int8))
-        at = {"axis": axis} if scale.ndim else {}
-        made = [_dequantize(tag, **at)]
+        made = [_dequantize(tag, axis if scale.ndim else None)]
         node.input[1] = made[0].output[0]
         if bias is not None:
             steps = (step * scale.astype(np.float64)).astype(np.float32)
@@ -213,7 +212,7 @@ class _Writer:
             self._add(f"{tag}_quantized", np.round(self.constants[bias].astype(np.float64) / steps).astype(np.int32))
             self._add(f"{tag}_scale", steps)
             self._add(f"{tag}_zero_point", np.zeros(steps.shape, np.int32))
-            made.append(_dequantize(tag, **({"axis": 0} if steps.ndim else {})))
+            made.append(_dequantize(tag, 0 if steps.ndim else None))
             node.input[2] = made[1].output[0]
         return made
 
@@ -228,11 +227,11 @@ class _Writer:
         self.added[name] = numpy_helper.from_array(np.asarray(value), name)
 
 
-def _dequantize(tag: str, **attributes: int) -> onnx.NodeProto:
+def _dequantize(tag: str, axis: int | None = None) -> onnx.NodeProto:
     from onnx import helper
 
     names = [f"{tag}_quantized", f"{tag}_scale", f"{tag}_zero_point"]
-    return helper.make_node("DequantizeLinear", names, [f"{tag}_DequantizeLinear_Output"], f"{tag}_DequantizeLinear", **attributes)
+    return helper.make_node("DequantizeLinear", names, [f"{tag}_DequantizeLinear_Output"], f"{tag}_DequantizeLinear", axis=axis)
 
 
 def scale_of(r: Range, form: Form) -> tuple[float, int]:
