@@ -42,7 +42,7 @@ from edgecnn.screen import Screen
 
 SLOWED = 1.1
 BASE_S = 0.002
-# Standard deviations, as fractions, between processes and between calls of one; those of real files on a quiet machine are below.
+# Standard deviations, as fractions, between processes and between calls of one; chosen: intervals come out about as wide as a real file's.
 LUCK, SCATTER = 0.015, 0.05
 
 
