@@ -26,7 +26,7 @@ test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
 
 # Pickles that run code, bombs, mutants, kills, full disks, hostile boards: SECURITY.md says what for. The short form is part of `unit`.
-FAULTS_TESTS := tests/test_loaders.py tests/test_untrusted.py tests/test_faults.py
+FAULTS_TESTS := $(addprefix tests/test_,loaders.py untrusted.py faults.py mutants.py commands.py network.py sanity.py store.py)
 faults: $(VENV)/ready  ## 15 minutes on two cores
 	FAULTS=minutes $(BIN)/pytest -n 2 --dist loadfile $(FAULTS_TESTS)
 

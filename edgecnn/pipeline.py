@@ -9,13 +9,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edgecnn import __version__, choose
+import numpy as np
+
+from edgecnn import __version__, choose, room
 from edgecnn.calibration_doubts import calibration_doubts
 from edgecnn.data import Data, load_data, pack
 from edgecnn.deliver import deliver, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
-from edgecnn.device.spec import SCHEMA
+from edgecnn.device.spec import SCHEMA, InputSpec
 from edgecnn.errors import DeviceError
 from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, images, link_evaluation
 from edgecnn.measure import evaluate
@@ -23,13 +25,17 @@ from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
 from edgecnn.remote import on
 from edgecnn.report import write_report
+from edgecnn.sanity import mistakes, no_better_than_guessing
 from edgecnn.screen import Screen, noise_kept
+from edgecnn.stages.base import TorchModel
 from edgecnn.store import LIBRARIES, open_store
 from edgecnn.targets.base import Source, installed
 from edgecnn.targets.calibration import collect
 from edgecnn.targets.onnx import export_onnx
+from edgecnn.train import predict
 from edgecnn.trust import warnings
 
+LOOKED_AT = 384  # images on which mistakes are looked for
 SPLITS = ("train", "calibration", "choice", "evaluation")
 
 
@@ -47,7 +53,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
     with open_store(out, recipe.name) as store, noise_kept(out / "run.log"):
         screen = replace(screen, log=out / "run.log")
         run = Run(recipe, load_data(recipe.data, recipe.seed, screen), store, screen)
-        preflight(run)
+        looks = preflight(run)
         models, stages = float_models(run)
         first = baseline(recipe, models)
         link_evaluation(run, models[-1])
@@ -73,6 +79,8 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
                 *(line for t in targets for line in warnings(t["name"], t["trust"])),
                 *run.data.doubts,
                 *_calibrated_on(run, models[-1]),
+                *looks,
+                *_guessing(run, first),
                 *_coarse(run),
             ],
             "resumed": store.made == 0,
@@ -98,8 +106,11 @@ def dry_run(recipe: Recipe, screen: Screen) -> None:
         screen.say("ready: nothing is missing.")
 
 
-def preflight(run: Run) -> None:
+def preflight(run: Run) -> list[str]:
     """Take the untrained model through every target with a few images, so that what would fail last fails in the first minute.
+
+    Returns:
+        What looks wrong with the labels or the input, or with the memory there is.
 
     Raises:
         EdgecnnError: of the kind of what is missing or refused.
@@ -108,7 +119,7 @@ def preflight(run: Run) -> None:
     if missing:
         raise DeviceError("; ".join(missing))
 
-    def check(work: Path) -> None:
+    def check(work: Path) -> dict[str, Any]:
         run.screen.say("preflight: the untrained model through every target, with a few images")
         model = first_model(run)
         few = pack(run.data.calibration.subset(range(min(8, len(run.data.calibration)))), model.input, work / "few")
@@ -130,9 +141,40 @@ def preflight(run: Run) -> None:
                     artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as(), board=board
                 )
             run.screen.say("; ".join([f"  {target.name}: {target.runtime} {candidate.precision} builds and runs", *artifact.notes]))
+        return {"looks": _looks(run, model)}
 
     targets = [t.model_dump(mode="json", exclude={"promise"}) for t in run.recipe.targets]
-    run.store.once("preflight", {"model": first_inputs(run), "targets": targets, "data": run.data.digest}, check)
+    entry = run.store.once("preflight", {"model": first_inputs(run), "targets": targets, "data": run.data.digest}, check)
+    looks: list[str] = entry.facts["looks"]
+    for look in looks:
+        run.screen.say(f"  doubt: {look}")
+    return looks
+
+
+def _looks(run: Run, model: TorchModel) -> list[str]:
+    """Room, and, where the weights were trained before, labels and input."""
+    recipe, data = run.recipe, run.data
+    kept = len(data.calibration) + len(data.choice) + len(data.evaluation)
+    candidates = sum(len(list(target.tried())) for target in recipe.targets)
+    batch = max([64, *(getattr(stage, "batch", 0) or 0 for stage in recipe.stages)])
+    need = room.estimate(model.module, model.input.shape, kept, candidates, len(recipe.stages), batch)
+    run.screen.say(f"  {need}")
+    found = room.check(need, run.store.root)
+    choice = images(run, "choice", model.input)[0]
+    trained = recipe.model.checkpoint is not None or getattr(recipe.model, "pretrained", False)
+    if trained and model.origin.get("head") == "kept":
+        few = min(len(choice), LOOKED_AT)
+
+        def logits(pixels: np.ndarray, spec: InputSpec) -> np.ndarray:
+            return predict(model.module, replace(choice, images=pixels), spec)
+
+        found += mistakes(logits, np.array(choice.images[:few]), choice.labels[:few], model.input, data.names)
+    return found
+
+
+def _guessing(run: Run, model: Float) -> list[str]:
+    doubt = no_better_than_guessing(model.evaluation.argmax(1), run.data.evaluation.labels)
+    return [doubt] if doubt else []
 
 
 def _calibrated_on(run: Run, model: Float) -> list[str]:

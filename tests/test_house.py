@@ -25,6 +25,8 @@ ORDER = [
         "parser",
         "untrusted",
         "resume",
+        "sanity",
+        "room",
         "checkpoint",
         "simple_cnn",
         "resnet8",

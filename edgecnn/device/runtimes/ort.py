@@ -61,4 +61,5 @@ class OrtRunner:
 
 
 def _first_line(fault: Exception) -> str:
-    return next(iter(str(fault).strip().splitlines()), type(fault).__name__)
+    line = next(iter(str(fault).strip().splitlines()), type(fault).__name__)
+    return "".join(c if c.isprintable() else "?" for c in line)  # it quotes the file, which may be a stranger's

@@ -41,7 +41,9 @@ class OpenvinoRunner:
                 model.reshape(shape)
             self._compiled = core.compile_model(model, wanted, config)
         except RuntimeError as fault:
-            raise DeviceError(f"{path}: OpenVINO {ov.__version__} refuses it: {str(fault).strip().splitlines()[-1]}") from None
+            last = next(reversed(str(fault).strip().splitlines()), type(fault).__name__)
+            told = "".join(c if c.isprintable() else "?" for c in last)  # it quotes the file, which may be a stranger's
+            raise DeviceError(f"{path}: OpenVINO {ov.__version__} refuses it: {told}") from None
         self._request = self._compiled.create_infer_request()
         self.takes: Takes = "uint8" if model.input(0).element_type == ov.Type.u8 else "float32"
         self.provider = wanted
