@@ -17,7 +17,7 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 unit: $(VENV)/ready
-	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not shared and not gpu and not faults"
+	$(BIN)/pytest -n auto --dist loadfile -m "not slow and not shared and not gpu and not faults and not browser"
 
 test-shared: $(VENV)/ready  ## needs the measuring data in ../shared
 	$(BIN)/pytest -m shared
@@ -46,6 +46,10 @@ benchmarks/peers/.envs/%/ready: benchmarks/peers/requirements/%.txt
 
 bench: $(VENV)/ready  ## latency of the demo's bundles, and of MobileNetV2 where ../shared is; on a machine with nothing else to do
 	$(BIN)/python benchmarks/bench_fixed.py
+
+test-browser: $(VENV)/ready  ## the report in Chromium, with axe-core; needs chromium and npm
+	npm install --silent --no-save --no-package-lock playwright-core axe-core
+	$(BIN)/pytest -n0 -m browser
 
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist

@@ -352,10 +352,16 @@ def test_fetches_nothing_and_runs_nothing(make: Any, tmp_path: Path) -> None:
         "svg",
         "path",
         "text",
+        "g",
+        "line",
+        "rect",
+        "img",
+        "br",
     }
     for tag, attrs in page.tags:
         assert tag in allowed, tag
-        assert not [a for a in attrs if a.startswith("on") or a in ("src", "srcset", "action", "xlink:href")], attrs
+        assert not [a for a in attrs if a.startswith("on") or a in ("srcset", "action", "xlink:href")], attrs
+        assert attrs.get("src", "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
         assert attrs.get("href", "#").startswith("#")
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style
@@ -494,6 +500,69 @@ def test_the_page_is_a_function_of_the_result(tmp_path: Path) -> None:
     """The same result gives the same bytes, and no half-written file is left beside it."""
     assert written(passing(), tmp_path) == written(passing(), tmp_path)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["report.html", "result.json"]
+
+
+def with_trust(result: dict[str, Any], names: list[str], n: int = 4000) -> dict[str, Any]:
+    """The result with the trust section of its first target, in which the last class lost half of its answers."""
+    import numpy as np
+
+    from edgecnn.trust.change import Predictions
+    from edgecnn.trust.examine import extra_drops, statistics
+
+    random = np.random.default_rng(0)
+    labels = np.arange(n) % len(names)
+    before = np.where(random.random(n) < 0.8, labels, (labels + 1) % len(names))
+    after = np.where((labels == len(names) - 1) & (random.random(n) < 0.5), 0, before)
+    sure = random.uniform(0.4, 1, n)
+    kinds = [("noise", 3), ("blur", 3)]
+    right = random.random((2, 200)) < 0.7
+    result["targets"][0]["trust"] = {
+        **statistics(labels, Predictions(before, sure), Predictions(after, sure), tuple(names)),
+        "robustness": {"n": 200, **extra_drops(kinds, right, right, right)},
+        "pictures": [{"file": f, "kind": "lost", "id": f, "truth": "a", "before": "a", "after": "b"} for f in PICTURES],
+        "panels": ["the image"],
+        "gradcam": "by hand",
+    }
+    return result
+
+
+PICTURES = ["pi-00.jpg", "../secret.jpg", "/etc/passwd", "link.jpg", "notes.txt", "not.jpg", "gone.jpg"]
+
+
+def test_a_flagged_class_is_named_with_its_figures(tmp_path: Path) -> None:
+    """The sabotaged class, its loss and its p-value are in the trust section; the flips are counted in words; charts are drawn."""
+    html = written(with_trust(passing(), [*map(str, range(9)), "nightingale"]), tmp_path)
+    section = Page(html.split('<section id="trust">')[1].split("</section>")[0])
+    assert re.search(r"Class nightingale lost [34]\d\.\d points", section.text)
+    assert "answers changed" in section.text
+    assert "from right to wrong, 0 from wrong to right" in section.text
+    assert sum(tag == "svg" and "plot" in attrs.get("class", "") for tag, attrs in section.tags) == 3
+    assert "nightingale: -" in section.text  # the hover text of its mark
+
+
+def test_only_our_own_pictures_enter_the_page(tmp_path: Path) -> None:
+    """A name that leaves the folder, a link, another kind of file or a file that is no JPEG is left out; the page is made all the same."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    (tmp_path / "secret.jpg").write_bytes(b"\xff\xd8\xffsecret")
+    (folder / "pi-00.jpg").write_bytes(b"\xff\xd8\xffours")
+    (folder / "link.jpg").symlink_to(tmp_path / "secret.jpg")
+    (folder / "notes.txt").write_bytes(b"\xff\xd8\xff")
+    (folder / "not.jpg").write_bytes(b"<svg onload=alert(1)>")
+    html = written(with_trust(passing(), ["a", "b"]), tmp_path)
+    assert html.count("<img ") == 1
+    assert "b3Vycw" in html
+    assert "c2VjcmV0" not in html
+
+
+def test_hostile_class_names_are_inert_in_charts(tmp_path: Path) -> None:
+    """Names with markup are text in the trust section too, hover texts among them."""
+    html = written(with_trust(passing(), [*HOSTILE[:5], *HOSTILE[6:]]), tmp_path)
+    page = Page(html)
+    assert page.open == []
+    assert not [attrs for _, attrs in page.tags if any(a.startswith("on") for a in attrs)]
+    assert "script" not in {tag for tag, _ in page.tags}
+    assert page.text.count("<script>") >= 1
 
 
 @pytest.mark.parametrize(

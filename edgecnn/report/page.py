@@ -7,6 +7,7 @@ reorder or hide text are written out.
 
 from __future__ import annotations
 
+import base64
 import json
 import math
 import re
@@ -16,10 +17,11 @@ from typing import Any
 
 from edgecnn.device.files import write_atomically
 from edgecnn.errors import IntegrityError, UsageError
-from edgecnn.report import charts
+from edgecnn.report import charts, trust
 
 SCHEMA = 1
 WIDE, NARROW = 1040, 360
+PICTURE_BYTES = 64 << 10
 # Controls, marks that reorder text, and halves of surrogate pairs (file names that are not UTF-8).
 _TRICKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
@@ -31,7 +33,25 @@ def write_report(result_json: Path, html: Path) -> None:
         UsageError: there is no result, or it is of a newer format.
         IntegrityError: the file is not a result.
     """
-    write_atomically(html, render(read_result(result_json)).encode())
+    write_atomically(html, render(read_result(result_json), pictures_in(result_json.parent / "pictures")).encode())
+
+
+def pictures_in(folder: Path) -> Callable[[Any], str]:
+    """A function from a picture's name in the result to what an <img> shows: the file itself, or "" where it is not what we wrote.
+
+    A result may come from anyone: only a plain name of a JPEG in this very folder, no link and of our size, is put into the page.
+    """
+
+    def source(name: Any) -> str:
+        if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,80}\.jpg", name):
+            return ""
+        path = folder / name
+        if path.is_symlink() or folder.is_symlink() or not path.is_file() or path.stat().st_size > PICTURE_BYTES:
+            return ""
+        data = path.read_bytes()
+        return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}" if data.startswith(b"\xff\xd8\xff") else ""
+
+    return source
 
 
 def read_result(path: Path) -> dict[str, Any]:
@@ -51,8 +71,8 @@ def read_result(path: Path) -> dict[str, Any]:
     return cleaned
 
 
-def render(result: dict[str, Any]) -> str:
-    """The page of a cleaned result."""
+def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: "") -> str:
+    """The page of a cleaned result; `picture` gives what to show for a picture's name, or ""."""
     from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
     page = Environment(
@@ -86,6 +106,7 @@ def render(result: dict[str, Any]) -> str:
         unplaced=unplaced,
         strips=[charts.latency_strips(strips, ceilings, w) for w in (WIDE, NARROW)] if strips else [],
         classes=worst_classes(result),
+        trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
         doubts=doubts(result),
         circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
     )

@@ -1,0 +1,169 @@
+"""Charts of the trust section: Vega-Lite specifications, drawn to SVG here by vl-convert, so that the page holds pictures and no script.
+
+What Vega-Lite draws is rebuilt from a short list of elements and attributes, takes its colours from the page (and so follows dark mode),
+and every mark with a description says it on hover.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+from xml.etree import ElementTree
+
+from markupsafe import Markup, escape
+
+WIDTH = 330
+FLOAT, FILE = "var(--s5)", "var(--s0)"
+_ELEMENTS = {"svg", "g", "path", "line", "text", "tspan", "rect"}
+_ATTRIBUTES = {
+    "d", "transform", "fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "viewBox",
+    "text-anchor", "font-size", "font-weight", "x", "y", "x1", "y1", "x2", "y2", "dx", "dy", "width", "height",
+}  # fmt: skip
+_AXIS = {
+    "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--rule)", "domainColor": "var(--rule)",
+    "tickColor": "var(--rule)", "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 130,
+}  # fmt: skip
+_CONFIG = {"view": {"stroke": None}, "axis": _AXIS, "legend": {"labelColor": "var(--soft)", "title": None, "orient": "top"}}
+
+
+def reliability(float_bins: Sequence[Mapping[str, Any]], file_bins: Sequence[Mapping[str, Any]]) -> Markup:
+    """How often each model is right (up) where it is so sure (right); on the diagonal it is as good as it says."""
+    rows = [
+        {
+            "model": name,
+            "confidence": b["confidence"],
+            "accuracy": b["accuracy"],
+            "n": b["n"],
+            "said": f"{name}: {b['n']} images at {b['confidence'] * 100:.0f} % confidence, {b['accuracy'] * 100:.0f} % right",
+        }
+        for name, bins in (("float", float_bins), ("file", file_bins))
+        for b in bins
+    ]
+    share = {"type": "quantitative", "scale": {"domain": [0, 1]}, "axis": {"format": ".0%", "tickCount": 5}}
+    model = {"field": "model", "type": "nominal", "scale": {"domain": ["float", "file"], "range": [FLOAT, FILE]}}
+    place = {
+        "x": {"field": "confidence", "title": "confidence", **share},
+        "y": {"field": "accuracy", "title": "right", **share},
+        "color": model,
+    }
+    diagonal = {"data": {"values": [{"a": 0}, {"a": 1}]}, "mark": {"type": "line", "strokeDash": [4, 4], "color": "var(--soft)"}}
+    layers = [
+        {**diagonal, "encoding": {"x": {"field": "a", **share}, "y": {"field": "a", **share}}},
+        {"mark": {"type": "line", "strokeWidth": 1.5}, "encoding": place},
+        {
+            "mark": {"type": "point", "filled": True, "opacity": 1},
+            "encoding": {
+                **place,
+                "size": {"field": "n", "type": "quantitative", "scale": {"range": [15, 160]}, "legend": None},
+                "shape": {**model, "scale": {"domain": ["float", "file"], "range": ["circle", "square"]}},
+                "description": {"field": "said"},
+            },
+        },
+    ]
+    return draw(
+        {"data": {"values": rows}, "layer": layers, "height": 210}, "Reliability: how often each model is right, by its confidence."
+    )
+
+
+def robustness(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Top-1 of both models under each corruption, joined by a line."""
+    marks = [
+        {
+            "model": name,
+            "what": f"{row['kind']} {row['severity']}",
+            "top1": row[key],
+            "said": f"{row['kind']}, severity {row['severity']}: {name} {row[key] * 100:.1f} %",
+        }
+        for row in rows
+        for name, key in (("float", "before"), ("file", "after"))
+    ]
+    what = {"field": "what", "type": "nominal", "sort": None, "title": None}
+    top1 = {
+        "field": "top1",
+        "type": "quantitative",
+        "scale": {"domain": [0, 1]},
+        "axis": {"format": ".0%", "tickCount": 5},
+        "title": "top-1",
+    }
+    pair = {"domain": ["float", "file"]}
+    layers = [
+        {"mark": {"type": "line", "color": "var(--soft)"}, "encoding": {"x": top1, "y": what, "detail": {"field": "what"}}},
+        {
+            "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
+            "encoding": {
+                "x": top1,
+                "y": what,
+                "color": {"field": "model", "type": "nominal", "scale": {**pair, "range": [FLOAT, FILE]}},
+                "shape": {"field": "model", "type": "nominal", "scale": {**pair, "range": ["circle", "square"]}},
+                "description": {"field": "said"},
+            },
+        },
+    ]
+    return draw(
+        {"data": {"values": marks}, "layer": layers, "height": {"step": 22}}, "Top-1 of the float model and the file on corrupted images."
+    )
+
+
+def class_changes(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """What classes lost in points, with 95 % intervals; flagged ones in the colour of failure."""
+    marks = [
+        {
+            "label": f"{nth + 1}. {str(row['label'])[:24]}",
+            "drop": -100 * row["drop"],
+            "low": -100 * row["interval"][1],
+            "high": -100 * row["interval"][0],
+            "flagged": bool(row.get("flagged")),
+            "said": f"{row['label']}: {-100 * row['drop']:+.1f} points on {row['n']} images",
+        }
+        for nth, row in enumerate(rows)
+    ]
+    label = {"field": "label", "type": "nominal", "sort": None, "title": None}
+    colour = {"condition": {"test": "datum.flagged", "value": "var(--fail)"}, "value": FILE}
+    change = {"type": "quantitative", "title": "change of top-1, points"}
+    layers = [
+        {"mark": {"type": "rule", "color": "var(--soft)", "strokeDash": [4, 4]}, "encoding": {"x": {"datum": 0, **change}}},
+        {
+            "mark": {"type": "rule", "strokeWidth": 1.5},
+            "encoding": {"x": {"field": "low", **change}, "x2": {"field": "high"}, "y": label, "color": colour},
+        },
+        {
+            "mark": {"type": "point", "filled": True, "size": 50, "opacity": 1},
+            "encoding": {"x": {"field": "drop", **change}, "y": label, "color": colour, "description": {"field": "said"}},
+        },
+    ]
+    return draw({"data": {"values": marks}, "layer": layers, "height": {"step": 18}}, "Change of top-1 by class, with 95 % intervals.")
+
+
+def draw(spec: Mapping[str, Any], label: str) -> Markup:
+    """SVG for the page. `label` is read out in the chart's place."""
+    import vl_convert
+
+    whole = {
+        "$schema": "https://vega.github.io/schema/vega-lite/v5.json",
+        "background": None,
+        "width": WIDTH,
+        "autosize": {"type": "fit-x", "contains": "padding"},
+        "padding": {"left": 18, "right": 12, "top": 4, "bottom": 4},  # the reader's font may be wider than the one measured here
+        "config": _CONFIG,
+        **spec,
+    }
+    root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))
+    return Markup('<svg class="plot" role="img" aria-label="{}" viewBox="{}">{}</svg>').format(
+        label, root.get("viewBox", ""), Markup("").join(_safe(child) for child in root)
+    )
+
+
+def _safe(element: ElementTree.Element) -> Markup:
+    """The element rebuilt from what a picture needs."""
+    name = element.tag.rpartition("}")[2]
+    if name not in _ELEMENTS or element.get("display") == "none":
+        return Markup("")
+    attributes = Markup("").join(
+        Markup(' {}="{}"').format(key, value) for key, value in element.attrib.items() if key in _ATTRIBUTES and value != ""
+    )
+    said = element.get("aria-label") if element.get("role") == "graphics-symbol" and name == "path" else None
+    title = Markup("<title>{}</title>").format(said) if said else Markup("")
+    inner = Markup("").join(_safe(child) for child in element)
+    if name == "g" and not inner:
+        return Markup("")
+    return Markup("<{0}{1}>{2}{3}{4}</{0}>").format(Markup(name), attributes, title, escape(element.text or ""), inner)

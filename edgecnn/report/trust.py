@@ -1,0 +1,84 @@
+"""What the trust section says of one target, from its part of the result; whatever is missing is left out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from edgecnn.report import plots
+
+SHOWN = 15  # classes in the chart
+PICTURES = 24
+KINDS = {"lost": "was right, now wrong", "won": "was wrong, now right", "differently": "wrong in another way", "typical": "unchanged"}
+
+
+def section(target: Mapping[str, Any], series: int, picture: Callable[[Any], str]) -> dict[str, Any] | None:
+    """What the template shows, or None where the run did not look."""
+    found = target.get("trust")
+    if not isinstance(found, dict):
+        return None
+    flips, classes, confidence = (found.get(key) if isinstance(found.get(key), dict) else {} for key in ("flips", "classes", "confidence"))
+    assert isinstance(flips, dict)
+    assert isinstance(classes, dict)
+    assert isinstance(confidence, dict)
+    rows = [row for row in classes.get("rows", []) if _whole(row)]
+    moved = [row for row in rows if row["drop"] or row.get("flagged")][:SHOWN]
+    bins = [
+        [b for b in confidence.get(which, {}).get("bins", []) if _numbers(b, "confidence", "accuracy", "n")] for which in ("float", "file")
+    ]
+    robust = found.get("robustness") or {}
+    corrupted = [row for row in robust.get("rows", []) if _numbers(row, "before", "after", "extra")]
+    return {
+        "name": target.get("name", "unnamed"),
+        "series": series,
+        "say": headline(flips, classes),
+        "flips": flips,
+        "flagged": [row for row in rows if row.get("flagged")],
+        "classes": classes,
+        "changes": plots.class_changes(moved) if moved else "",
+        "moved": len(moved),
+        "confusions": found.get("confusions", []),
+        "confidence": confidence,
+        "reliability": plots.reliability(*bins) if any(bins) else "",
+        "robustness": robust,
+        "corrupted": corrupted,
+        "corruption": plots.robustness(corrupted) if corrupted else "",
+        "pictures": [
+            {**p, "source": source, "why": KINDS.get(p.get("kind"), "")}
+            for p in found.get("pictures", [])[:PICTURES]
+            if (source := picture(p.get("file")))
+        ],
+        "panels": found.get("panels", []),
+        "gradcam": found.get("gradcam", ""),
+    }
+
+
+def headline(flips: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
+    """The section in one sentence."""
+    if not _numbers(flips, "n", "changed", "lost", "won") or not flips["n"]:
+        return ""
+    if not flips["changed"]:
+        return f"On all {flips['n']} images the file answers as the float model does."
+    said = (
+        f"{flips['changed']} of {flips['n']} answers changed ({100 * flips['changed'] / flips['n']:.1f} %): "
+        f"{flips['lost']} from right to wrong, {flips['won']} from wrong to right."
+    )
+    if _numbers(flips, "p"):
+        same = flips["p"] >= 0.05
+        told = "no evidence that one is more accurate" if same else "one is more accurate than the other"
+        said += f" McNemar's exact test: p = {flips['p']:.2g}, {told}."
+    return said
+
+
+def _whole(row: Any) -> bool:
+    ends = row.get("interval") if isinstance(row, dict) else None
+    return isinstance(ends, list) and len(ends) == 2 and _numbers(row, "n", "drop", "before", "after") and all(map(_is_number, ends))
+
+
+def _numbers(row: Any, *keys: str) -> bool:
+    return isinstance(row, dict) and all(_is_number(row.get(key)) for key in keys)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

@@ -1,0 +1,37 @@
+// Opens pages in headless Chromium at three widths: console errors, network requests, axe-core's findings, screenshots. Prints JSON.
+// Run: node look.mjs OUT PAGE...   needs playwright-core and axe-core (npm install) and Chromium.
+import { createRequire } from "node:module";
+import { readFileSync, mkdirSync } from "node:fs";
+import { basename, dirname, join, resolve } from "node:path";
+import { pathToFileURL } from "node:url";
+
+const require = createRequire(join(process.env.NODE_MODULES ?? process.cwd(), "x.js"));
+const { chromium } = require("playwright-core");
+const axe = readFileSync(require.resolve("axe-core/axe.min.js"), "utf8");
+const [out, ...pages] = process.argv.slice(2);
+mkdirSync(out, { recursive: true });
+const quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"];
+const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: quiet });
+const found = [];
+for (const page of pages) {
+  for (const [width, colorScheme] of [[390, "light"], [820, "dark"], [1440, "light"], [1440, "dark"]]) {
+    const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme });
+    const tab = await context.newPage();
+    const errors = [], requests = [];
+    tab.on("console", (m) => m.type() === "error" && errors.push(m.text()));
+    tab.on("pageerror", (e) => errors.push(String(e)));
+    tab.on("request", (r) => r.url().startsWith("data:") || requests.push(r.url()));
+    await tab.goto(pathToFileURL(resolve(page)).href);
+    const name = `${basename(dirname(resolve(page)))}-${width}-${colorScheme}`;
+    await tab.screenshot({ path: join(out, `${name}.png`), fullPage: true });
+    const wide = await tab.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    await tab.evaluate(axe); // through the debugger, which the page's own policy does not reach
+    const result = await tab.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
+    const serious = result.violations.filter((v) => ["serious", "critical"].includes(v.impact))
+      .map((v) => `${v.id}: ${v.nodes.length} x ${v.nodes[0].html.slice(0, 160)} ${v.nodes[0].failureSummary ?? ""}`);
+    found.push({ page, width, colorScheme, errors, requests: requests.slice(1), overflow: wide, serious, minor: result.violations.length - serious.length });
+    await context.close();
+  }
+}
+await browser.close();
+console.log(JSON.stringify(found, null, 1));
