@@ -18,10 +18,7 @@ def section(target: Mapping[str, Any], series: int, picture: Callable[[Any], str
     found = target.get("trust")
     if not isinstance(found, dict):
         return None
-    flips, classes, confidence = (found.get(key) if isinstance(found.get(key), dict) else {} for key in ("flips", "classes", "confidence"))
-    assert isinstance(flips, dict)
-    assert isinstance(classes, dict)
-    assert isinstance(confidence, dict)
+    flips, classes, confidence = _part(found, "flips"), _part(found, "classes"), _part(found, "confidence")
     rows = [row for row in classes.get("rows", []) if _whole(row)]
     moved = [row for row in rows if row["drop"] or row.get("flagged")][:SHOWN]
     bins = [
@@ -69,6 +66,11 @@ def headline(flips: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
         told = "no evidence that one is more accurate" if same else "one is more accurate than the other"
         said += f" McNemar's exact test: p = {flips['p']:.2g}, {told}."
     return said
+
+
+def _part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = found.get(key)
+    return value if isinstance(value, dict) else {}
 
 
 def _whole(row: Any) -> bool:
