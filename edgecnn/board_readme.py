@@ -16,18 +16,12 @@ def board_readme(manifest: Manifest) -> str:
     e = manifest.evidence
     latency = e.get("latency_s")
     timed = f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples, {e['where']}" if latency else e["where"]
-    spec = manifest.input
     build = (
         "    python3 -m edgecnn.device build .           # the engine for this GPU, once; kept in a cache\n"
         if manifest.runtime == "tensorrt"
         else ""
     )
     notes = "".join(f"- {note}\n" for note in e.get("notes", []))
-    takes = (
-        f"uint8, N x {spec.height} x {spec.width} x {spec.channels}{', RGB' * (spec.channels == 3)}: pixels, which the file normalises"
-        if manifest.takes == "uint8"
-        else f"float32, N x {spec.channels} x {spec.height} x {spec.width}, `(pixel / 255 - mean) / std`"
-    )
     return f"""# {manifest.name}: {manifest.runtime}, {manifest.precision}
 
 Made by edgecnn from the recipe `{manifest.recipe}` ({manifest.recipe_sha256[:12]}).
@@ -36,7 +30,7 @@ The model is `{manifest.model_file}`, sha256 `{manifest.model_sha256}`.
 - top-1 {e["top1"]:.2%} on {e["n"]} images ({-100 * e["top1_drop"]:+.2f} points against the float model): {e["accuracy_where"]}
 - latency: {timed}
 {notes}
-Input: {takes}; how images are resized and cropped is in `manifest.json`, and the program in `edgecnn/` does it.
+Input: {taken(manifest)}. What is left to do is in `manifest.json`, and the program in `edgecnn/` does it.
 Outputs: logits, one for each line of `labels.txt`.
 
 ## On the board
@@ -57,3 +51,15 @@ Python 3.10 or newer. The program for the board is in this folder; run it from h
     with Model.open(".") as model:
         print(model.predict("photo.jpg"))       # [(label, probability), ...], the best first
 """
+
+
+def taken(manifest: Manifest) -> str:
+    """What the model's file takes, and what it does to it by itself."""
+    spec = manifest.input
+    if manifest.takes != "uint8":
+        return f"float32, N x {spec.channels} x {spec.height} x {spec.width}, `(pixel / 255 - mean) / std` of resized and cropped images"
+    height, width = spec.pixel_size or ("any height", "any width")
+    text = f"uint8, N x {height} x {width} x {spec.channels}{', RGB' * (spec.channels == 3)}"
+    if spec.image_size == "prepared":
+        return f"{text}: pixels of resized and cropped images, which the file normalises itself"
+    return f"{text}: images, which the file resizes, crops and normalises itself"

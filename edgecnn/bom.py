@@ -10,6 +10,7 @@ import json
 import uuid
 from typing import Any
 
+from edgecnn.board_readme import taken
 from edgecnn.device.spec import Manifest
 
 BOM = "bom.cdx.json"
@@ -98,7 +99,7 @@ def _model(manifest: Manifest) -> dict[str, Any]:
                 "architectureFamily": "convolutional neural network",
                 "modelArchitecture": origin["model"],
                 "datasets": [{"ref": "data"}],
-                "inputs": [{"format": f"{manifest.takes} image"}],
+                "inputs": [{"format": taken(manifest)}],
                 "outputs": [{"format": f"float32 logits of {len(manifest.labels)} classes"}],
             },
             "quantitativeAnalysis": {"performanceMetrics": metrics},

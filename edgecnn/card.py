@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from edgecnn.board_readme import taken
 from edgecnn.device.spec import Manifest
 
 CARD = "MODEL_CARD.md"
@@ -22,12 +23,9 @@ def model_card(manifest: Manifest) -> str:
         manifest: complete: digests, evidence, recipe.
     """
     e = manifest.evidence
-    origin, latency, spec = e["made_from"], e["latency_s"], manifest.input
+    origin, latency = e["made_from"], e["latency_s"]
     low, high = e["interval"]
     timed = f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples" if latency else "none"
-    took = f"uint8 pixels, N x {spec.height} x {spec.width} x {spec.channels}, and normalises them itself"
-    if manifest.takes != "uint8":
-        took = f"float32, N x {spec.channels} x {spec.height} x {spec.width}, normalised as `manifest.json` says"
     drop_low, drop_high = e["drop_interval"]
     steps = "".join(f"- {step}\n" for step in (origin["model"], *origin["stages"], f"{manifest.runtime}, {manifest.candidate}"))
     notes = "".join(f"- {note}\n" for note in e["notes"])
@@ -39,7 +37,7 @@ def model_card(manifest: Manifest) -> str:
 # {manifest.name}: {origin["model"]} for {manifest.runtime}, {manifest.precision}
 
 An image classifier of {len(manifest.labels)} classes, by edgecnn from the recipe `{manifest.recipe}` (`{manifest.recipe_sha256[:12]}`).
-It takes {took}; it gives logits, one for each line of `labels.txt`.
+Input: {taken(manifest)}. Output: logits, one for each line of `labels.txt`.
 
 ## How it was made
 

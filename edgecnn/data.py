@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.device.packed import Packed, write_packed
-from edgecnn.device.preprocess import to_pixels
+from edgecnn.device.preprocess import to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import DataError
 from edgecnn.screen import Screen
@@ -137,13 +137,15 @@ def load_data(config: DataConfig, seed: int, screen: Screen | None = None) -> Da
 
 
 def pack(images: ImageSet, spec: InputSpec, folder: Path) -> Packed:
-    """Prepare images for one input geometry and write them as a packed set."""
+    """Prepare images for one input geometry and write them as a packed set; for frames, what a camera of that size would see."""
     return write_packed(folder, images.ids, images.labels, _prepared(images, spec), spec.geometry)
 
 
 def _prepared(images: ImageSet, spec: InputSpec) -> Iterator[npt.NDArray[np.uint8]]:
     def prepare(i: int) -> npt.NDArray[np.uint8]:
         image = images.read(i)
+        if spec.image_size != "prepared" and spec.pixel_size:
+            image = _framed(to_mode(image, spec.channels), *spec.pixel_size)
         try:
             return to_pixels(image, spec)
         except DataError as fault:
@@ -153,6 +155,13 @@ def _prepared(images: ImageSet, spec: InputSpec) -> Iterator[npt.NDArray[np.uint
     with ThreadPoolExecutor(_cores()) as pool:
         for start in range(0, len(images), block):
             yield from pool.map(prepare, range(start, min(start + block, len(images))))
+
+
+def _framed(image: Image.Image, height: int, width: int) -> Image.Image:
+    """The image at the size of a camera's frame, filled without distortion: what is too high or too wide is cut off."""
+    from PIL import Image, ImageOps
+
+    return image if image.size == (width, height) else ImageOps.fit(image, (width, height), Image.Resampling.BICUBIC)
 
 
 # ---- splitting

@@ -23,7 +23,7 @@ from edgecnn.device.evaluate import accuracy
 from edgecnn.device.files import sha256_file
 from edgecnn.device.golden import ABOUT, VECTORS, synthesise, write_golden
 from edgecnn.device.packed import write_packed
-from edgecnn.device.spec import Artifact, Manifest, Result, read_manifest
+from edgecnn.device.spec import Artifact, InputSpec, Manifest, Result, read_manifest
 from edgecnn.device.stats import summarise
 from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError, ResourceError
 from edgecnn.floats import Float, Run, images
@@ -109,7 +109,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         "where": where["latency"],
         "accuracy_where": where["accuracy"],
         "parity": [step.to_json() for step in steps],
-        "notes": [*choose.slower_than_float(tried, chosen), *chosen.artifact.notes],
+        "notes": [*choose.slower_than_float(tried, chosen), *_sizes(chosen.artifact.manifest.input), *chosen.artifact.notes],
         "made_from": _made_from(run, source),
     }
     bundle = _bundle(run, target, chosen.artifact, evidence)
@@ -267,6 +267,15 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
         "doubts": sorted({doubt for r in results for doubt in r.doubts}),
         "void": next((r.void for r in results if r.void), ""),
     }
+
+
+def _sizes(spec: InputSpec) -> list[str]:
+    """What the figures of a file that resizes by itself are of."""
+    if spec.image_size == "prepared":
+        return []
+    height, width = spec.example_size
+    judged = "images as they are" if spec.image_size == "any" else f"images cut to the shape of a frame and resized to {height} x {width}"
+    return [f"the file resizes and crops by itself: judged on {judged}, timed with {height} x {width} pixels"]
 
 
 def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:

@@ -124,12 +124,13 @@ def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
     return open_packed(entry.folder), entry.folder
 
 
-def link_evaluation(run: Run, model: Float) -> None:
-    """Let `evaluation` in the run folder be the prepared evaluation images, where `edgecnn eval` looks for them."""
-    folder = images(run, "evaluation", model.input)[1]
-    new = run.store.root / ".evaluation.tmp"
+def link_evaluation(run: Run, spec: InputSpec) -> None:
+    """Let `evaluation` in the run folder be the evaluation images prepared for `spec`, where `edgecnn eval` looks for them."""
+    folder = images(run, "evaluation", spec)[1]
+    new = run.store.root / f".{spec.evaluation_name}.tmp"
+    new.unlink(missing_ok=True)
     new.symlink_to(folder.relative_to(run.store.root))
-    new.replace(run.store.root / "evaluation")
+    new.replace(run.store.root / spec.evaluation_name)
 
 
 def _save(model: TorchModel, work: Path) -> dict[str, Any]:

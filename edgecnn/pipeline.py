@@ -56,7 +56,8 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         looks = preflight(run)
         models, stages = float_models(run)
         first = baseline(recipe, models)
-        link_evaluation(run, models[-1])
+        for spec in {models[-1].input, *(target.file_input(models[-1].input) for target in recipe.targets)}:
+            link_evaluation(run, spec)
         source = source_of(run, models[-1])
         targets = [deliver(run, target, source, models[-1], first) for target in recipe.targets]
         result = {
@@ -122,7 +123,8 @@ def preflight(run: Run) -> list[str]:
     def check(work: Path) -> dict[str, Any]:
         run.screen.say("preflight: the untrained model through every target, with a few images")
         model = first_model(run)
-        few = pack(run.data.calibration.subset(range(min(8, len(run.data.calibration)))), model.input, work / "few")
+        some = run.data.calibration.subset(range(min(8, len(run.data.calibration))))
+        few = pack(some, model.input, work / "few")
 
         def onnx(*, half: bool) -> Path:
             path = work / ("half.onnx" if half else "model.onnx")
@@ -136,9 +138,11 @@ def preflight(run: Run) -> list[str]:
         for target in run.recipe.targets:
             candidate = next(c for c in target.candidates() if target.may_ship(c))
             artifact = target.build(candidate, source, work / target.name)
+            given = artifact.manifest.input
+            folder = few if given.geometry == model.input.geometry else pack(some, given, work / f"few-{given.image_size}")
             with on(target.device) as board:
                 evaluate(
-                    artifact.folder, work / "few", work / "logits.npy", threads=target.threads, runtime=target.measured_as(), board=board
+                    artifact.folder, folder.folder, work / "logits.npy", threads=target.threads, runtime=target.measured_as(), board=board
                 )
             run.screen.say("; ".join([f"  {target.name}: {target.runtime} {candidate.precision} builds and runs", *artifact.notes]))
         return {"looks": _looks(run, model)}

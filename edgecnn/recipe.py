@@ -280,9 +280,19 @@ def _stages_in_order(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
         trained, pruned = trained or stage.trains, pruned or stage.prunes
 
 
+def _files_can_resize(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    for i, target in enumerate(recipe.targets):
+        if target.image_size != "prepared" and target.input == "float":
+            yield ("targets", i, "image_size"), f"{target.image_size}, and input: float takes prepared images alone. Leave out one of them."
+        elif target.image_size == "any" and target.runtime == "tensorrt":
+            reason = "a TensorRT engine is built for images of one size. Give the camera's, such as image_size: 480x640."
+            yield ("targets", i, "image_size"), reason
+
+
 # Each takes a well-typed recipe and yields where it cannot work, and why.
 CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (
     _names_differ,
+    _files_can_resize,
     _weights_come_from_somewhere,
     _training_has_images,
     _stages_in_order,

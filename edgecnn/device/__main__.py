@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from edgecnn.device.bundle import verify_bundle
+from edgecnn.device.bundle import MANIFEST, verify_bundle
 from edgecnn.device.confine import confine
-from edgecnn.device.spec import Manifest, Result
+from edgecnn.device.spec import Manifest, Result, read_manifest
 from edgecnn.errors import DataError, DeviceError, UsageError, guarded
 
 
@@ -291,7 +291,7 @@ def bench(arguments: argparse.Namespace) -> int:
     import_runtime(manifest.runtime)  # before the clock runs: importing is not loading
     # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
     spec = manifest.input
-    pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, spec.height, spec.width, spec.channels), np.uint8)
+    pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, *spec.example_size, spec.channels), np.uint8)
     example = to_input(pixels, spec, manifest.takes)
     _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile or arguments.distance else []))
     if arguments.profile:
@@ -366,9 +366,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
 
 def evaluation_set(arguments: argparse.Namespace) -> Path:
     """The folder of prepared images that is meant."""
-    folder: Path = arguments.data or arguments.bundle.resolve().parent.parent / "evaluation"
+    name = "evaluation" if arguments.data else read_manifest(arguments.bundle / MANIFEST).input.evaluation_name
+    folder: Path = arguments.data or arguments.bundle.resolve().parent.parent / name
     if not folder.is_dir():
-        raise DataError(f"{folder}: no prepared images there. Copy the folder `evaluation` of the run here and name it with --data.")
+        raise DataError(f"{folder}: no prepared images there. Copy the folder `{name}` of the run here and name it with --data.")
     return folder
 
 

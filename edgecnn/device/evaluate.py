@@ -24,7 +24,7 @@ class Accuracy:
 
 def infer_all(runner: Runner, images: Packed, spec: InputSpec) -> np.ndarray:
     """Logits N x classes, float32, of every image of the set, in its order."""
-    return np.concatenate([runner.infer(to_input(images.images[i : i + 1], spec, runner.takes)) for i in range(len(images.labels))])
+    return np.concatenate([runner.infer(to_input(images.one(i), spec, runner.takes)) for i in range(len(images))])
 
 
 def accuracy(logits: np.ndarray, labels: np.ndarray) -> Accuracy:

@@ -3,6 +3,8 @@
 A folder of `images.npy` (uint8, N x H x W x C, not normalised), `labels.npy` (int64) and `set.json`, which is written
 last: a folder without it is not a set. Format history of `set.json`:
     1   2026-11: first. sha256 is over the images' bytes and then the labels' as little-endian int64.
+    2   2026-11: of images of any size, `images.npy` has all their bytes in one row and `sizes` their heights and widths; the sha256 is over
+        the sizes too, as little-endian int64, last. Sets of one size stay as they were.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +24,7 @@ import numpy.typing as npt
 from edgecnn.device.files import fsync_folder, write_atomically
 from edgecnn.errors import IntegrityError
 
-SCHEMA = 1
+SCHEMA = 2
 _CHUNK_BYTES = 1 << 22
 
 
@@ -31,11 +33,12 @@ class Packed:
     """An opened set.
 
     Attributes:
-        images: uint8, N x H x W x C, mapped from the file and read-only.
+        images: uint8, N x H x W x C, mapped from the file and read-only; where sizes differ, all bytes in one row: read them by `one`.
         labels: int64, N.
         ids: one an image, unique.
         geometry: the part of the InputSpec that decided the pixels (`InputSpec.geometry`).
         sha256: over images and labels.
+        sizes: int64, N x 2, height and width of each; None where `geometry` has them.
     """
 
     folder: Path
@@ -44,9 +47,17 @@ class Packed:
     ids: tuple[str, ...]
     geometry: dict[str, Any]
     sha256: str
+    sizes: npt.NDArray[np.int64] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def one(self, i: int) -> npt.NDArray[np.uint8]:
+        """Image `i` as a batch, 1 x H x W x C."""
+        if self.sizes is None:
+            return self.images[i : i + 1]
+        start, size = (int(part.prod(1).sum()) * self.geometry["channels"] for part in (self.sizes[:i], self.sizes[i : i + 1]))
+        return self.images[start : start + size].reshape(1, *self.sizes[i], self.geometry["channels"])
 
 
 def write_packed(
@@ -63,7 +74,8 @@ def write_packed(
         pixels: N arrays, uint8, H x W x C, in the order of `ids`.
         geometry: `InputSpec.geometry`.
     """
-    shape = (len(ids), geometry["height"], geometry["width"], geometry["channels"])
+    given = (geometry["height"], geometry["width"])
+    sizes: list[tuple[int, int]] = []
     if not ids or len(set(ids)) != len(ids) or len(labels) != len(ids):
         raise ValueError(f"{len(ids)} ids ({len(set(ids))} different) with {len(labels)} labels")
     folder.mkdir(parents=True, exist_ok=True)
@@ -72,17 +84,20 @@ def write_packed(
     digest = hashlib.sha256()
     partial = folder / "images.npy.tmp"
     with partial.open("wb") as out:
-        np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        written = 0
+        _write_header(out, (0,) if None in given else (len(ids), *given, geometry["channels"]))
         for image in pixels:
-            if image.shape != shape[1:] or image.dtype != np.uint8:
-                raise ValueError(f"image {written} is {image.dtype} {image.shape}, not uint8 {shape[1:]}")
+            size = image.shape[:2] if None in given else given
+            if image.shape != (*size, geometry["channels"]) or image.dtype != np.uint8:
+                raise ValueError(f"image {len(sizes)} is {image.dtype} {image.shape}, not uint8 {size} x {geometry['channels']}")
             data = image.tobytes()
             digest.update(data)
             out.write(data)
-            written += 1
-        if written != len(ids):
-            raise ValueError(f"{written} images for {len(ids)} ids")
+            sizes.append(size)
+        if len(sizes) != len(ids):
+            raise ValueError(f"{len(sizes)} images for {len(ids)} ids")
+        if None in given:
+            out.seek(0)
+            _write_header(out, (sum(height * width for height, width in sizes) * geometry["channels"],))
         out.flush()
         os.fsync(out.fileno())
     partial.replace(folder / "images.npy")
@@ -91,7 +106,11 @@ def write_packed(
     npy = io.BytesIO()
     np.save(npy, little)
     write_atomically(folder / "labels.npy", npy.getvalue())  # and settles the folder, before the file that vouches for both
-    about = {"schema": SCHEMA, "count": len(ids), "geometry": geometry, "sha256": digest.hexdigest(), "ids": list(ids)}
+    about = {"schema": 1, "count": len(ids), "geometry": geometry, "ids": list(ids)}
+    if None in given:
+        about |= {"schema": 2, "sizes": sizes}
+        digest.update(np.asarray(sizes, "<i8").tobytes())
+    about["sha256"] = digest.hexdigest()
     text = json.dumps(about, indent=1) + "\n"  # ASCII: a file name need not be valid Unicode
     write_atomically(folder / "set.json", text.encode("ascii"))
     return open_packed(folder)
@@ -114,7 +133,12 @@ def open_packed(folder: Path, check: bool = False) -> Packed:
                 f"{folder}: image set of format {about['schema']}, newer than this edgecnn reads ({SCHEMA}). Install a newer edgecnn."
             )
         geometry, ids, sha256 = dict(about["geometry"]), tuple(str(i) for i in about["ids"]), str(about["sha256"])
-        expected = (about["count"], geometry["height"], geometry["width"], geometry["channels"])
+        sizes = np.array(about["sizes"], "<i8") if geometry["height"] is None else None
+        expected = (
+            (about["count"], geometry["height"], geometry["width"], geometry["channels"])
+            if sizes is None
+            else (int(sizes.reshape(about["count"], 2).prod(1).sum()) * geometry["channels"],)
+        )
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
     except (OSError, ValueError, KeyError, TypeError, EOFError) as fault:
@@ -123,18 +147,25 @@ def open_packed(folder: Path, check: bool = False) -> Packed:
     found = (images.dtype, images.shape, labels.dtype, labels.shape, len(ids))
     if found != (np.dtype(np.uint8), expected, np.dtype("<i8"), (about["count"],), about["count"]):
         raise IntegrityError(
-            f"{folder}: set.json says {about['count']} images of {expected[1:]}; found images {images.dtype} {images.shape}, "
+            f"{folder}: set.json says {about['count']} images, {expected}; found images {images.dtype} {images.shape}, "
             f"labels {labels.dtype} {labels.shape}, {len(ids)} ids. Make it again."
         )
-    if check and _digest(images, labels) != sha256:
+    if check and _digest(images, labels, sizes) != sha256:
         raise IntegrityError(f"{folder}: images or labels are not those of the digest in set.json. Make it again.")
-    return Packed(folder, images, labels.astype(np.int64, copy=False), ids, geometry, sha256)
+    return Packed(folder, images, labels.astype(np.int64, copy=False), ids, geometry, sha256, sizes)
 
 
-def _digest(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64]) -> str:
+def _write_header(out: BinaryIO, shape: tuple[int, ...]) -> None:
+    """The head of an .npy file; numpy leaves room for the first number to grow, so it can be written again over itself."""
+    np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+
+
+def _digest(images: npt.NDArray[np.uint8], labels: npt.NDArray[np.int64], sizes: npt.NDArray[np.int64] | None) -> str:
     digest = hashlib.sha256()
     step = max(1, _CHUNK_BYTES // max(1, images[:1].nbytes))
     for start in range(0, len(images), step):
         digest.update(np.ascontiguousarray(images[start : start + step]).tobytes())
     digest.update(labels.tobytes())
+    if sizes is not None:
+        digest.update(sizes.tobytes())
     return digest.hexdigest()

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # Named, so that no other decoder of Pillow is reached by a file's first bytes: the one for EPS starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB; where Pillow begins to warn of a decompression bomb
+MAX_SIDE = 16_384  # of an image that the model's file resizes by itself
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", *_SIXTEEN_BITS)
@@ -128,7 +129,7 @@ def to_mode(image: Image.Image, channels: int) -> Image.Image:
 
 
 def to_pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
-    """Resize and crop as `spec` says.
+    """The uint8 pixels that a file of `spec` is given: resized and cropped, or as they are where the file does that itself.
 
     Where the resized image is smaller than the crop, black is added around it, as torchvision does.
 
@@ -136,11 +137,14 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
         uint8, H x W x C, of its own memory.
 
     Raises:
-        DataError: so long and thin that resizing its shorter side would fill the memory.
+        DataError: so long and thin that resizing its shorter side would fill the memory, or not of the one size that the file takes.
     """
     from PIL import Image
 
     image = to_mode(image, spec.channels)
+    if spec.image_size != "prepared":
+        _refuse_size(image, spec)
+        return np.array(image, dtype=np.uint8).reshape(image.height, image.width, spec.channels)
     if spec.fit == "squash":
         width, height = spec.width, spec.height
     elif image.width <= image.height:
@@ -161,6 +165,18 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     if (left, top, spec.width, spec.height) != (0, 0, width, height):
         image = image.crop((left, top, left + spec.width, top + spec.height))  # Pillow fills what lies outside with 0
     return np.array(image, dtype=np.uint8).reshape(spec.height, spec.width, spec.channels)
+
+
+def _refuse_size(image: Image.Image, spec: InputSpec) -> None:
+    """Refuse what a file that resizes by itself does not take. It reckons in 32-bit integers, up to twice a side times the resized one."""
+    if spec.pixel_size not in (None, (image.height, image.width)):
+        raise DataError(
+            f"{image.height} x {image.width} pixels, height by width, and the model's file takes {spec.image_size}. "
+            "Set the camera to that size, or make the bundle with image_size: any"
+        )
+    sides, short = (image.height, image.width), min(image.size)
+    if max(sides) > MAX_SIDE or 2 * max(sides) * (spec.resize * max(sides) // short + 1) >= 1 << 31:
+        raise DataError(f"{image.height} x {image.width} pixels are too long or too thin for a file that resizes by itself")
 
 
 def normalise(pixels: npt.NDArray[np.uint8], spec: InputSpec) -> npt.NDArray[np.float32]:

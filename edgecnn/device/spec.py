@@ -7,6 +7,7 @@ Plain frozen dataclasses to and from JSON. Format history of the manifest:
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
@@ -18,6 +19,7 @@ SCHEMA = 1
 Fit = Literal["crop", "squash"]
 Interpolation = Literal["nearest", "bilinear", "bicubic", "lanczos"]
 Takes = Literal["uint8", "float32"]
+IMAGE_SIZE = re.compile(r"prepared|any|[1-9][0-9]{0,3}x[1-9][0-9]{0,3}")
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,9 @@ class InputSpec:
     `height` x `width` uint8. With fit `crop`, the shorter side is resized to `resize` and the centre is
     cut out; with `squash`, both sides are resized at once and `resize` is not used. The tensor is
     `(pixel / 255 - mean) / std` in float32, N x C x H x W; a file that takes uint8 computes it itself.
+
+    `image_size` says which pixels the file is given: `prepared`, those resized and cropped ones; `any`, an image of any size; or frames of
+    HEIGHTxWIDTH, as `480x640`. The last two the file resizes and crops by itself.
     """
 
     channels: int
@@ -38,9 +43,12 @@ class InputSpec:
     interpolation: Interpolation
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    image_size: str = "prepared"
 
     @staticmethod
     def from_json(data: dict[str, Any]) -> InputSpec:
+        if not IMAGE_SIZE.fullmatch(data.get("image_size", "prepared")):
+            raise ValueError(f"image_size {data['image_size']!r}")
         return InputSpec(**{**data, "mean": tuple(data["mean"]), "std": tuple(data["std"])})
 
     @property
@@ -50,8 +58,34 @@ class InputSpec:
 
     @property
     def geometry(self) -> dict[str, Any]:
-        """The part that decides the uint8 pixels: two specs with the same geometry can share prepared images."""
-        return {k: v for k, v in asdict(self).items() if k not in ("mean", "std")}
+        """The part that decides the uint8 pixels: two specs with the same geometry can share prepared images.
+
+        `height` and `width` are those of the pixels, None where they have any.
+        """
+        if self.image_size == "prepared":
+            return {k: v for k, v in asdict(self).items() if k not in ("mean", "std", "image_size")}
+        height, width = self.pixel_size or (None, None)
+        return {"channels": self.channels, "image_size": self.image_size, "height": height, "width": width}
+
+    @property
+    def pixel_size(self) -> tuple[int, int] | None:
+        """Height and width of the pixels that the file is given; None where it takes any."""
+        if self.image_size == "prepared":
+            return self.height, self.width
+        if self.image_size == "any":
+            return None
+        height, _, width = self.image_size.partition("x")
+        return int(height), int(width)
+
+    @property
+    def evaluation_name(self) -> str:
+        """Of the folder in a run folder that holds the evaluation images of this geometry."""
+        return "evaluation" if self.image_size == "prepared" else f"evaluation-{self.image_size}"
+
+    @property
+    def example_size(self) -> tuple[int, int]:
+        """Height and width of what is timed: a camera's, where the file takes any."""
+        return self.pixel_size or (480, 640)
 
 
 @dataclass(frozen=True)
@@ -118,7 +152,7 @@ def read_manifest(path: Path) -> Manifest:
         data["input"] = InputSpec.from_json(data["input"])
         data["labels"] = tuple(data["labels"])
         return Manifest(**data)
-    except (KeyError, TypeError, AttributeError) as fault:
+    except (KeyError, TypeError, ValueError, AttributeError) as fault:
         raise IntegrityError(f"{path}: not a manifest of edgecnn ({fault!r}). Make the bundle again.") from None
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -14,7 +14,7 @@ from pydantic import Field
 from edgecnn.config import Config
 from edgecnn.device.bundle import write_bundle
 from edgecnn.device.packed import Packed
-from edgecnn.device.spec import Artifact, InputSpec, Manifest
+from edgecnn.device.spec import IMAGE_SIZE, Artifact, InputSpec, Manifest
 from edgecnn.targets.calibration import Histogram
 from edgecnn.targets.preprocess_graph import take_pixels
 from edgecnn.targets.qdq import Form
@@ -84,11 +84,11 @@ class Source:
 
         Where the target's input is uint8, an ONNX graph gets its head here; other files must have it.
         """
+        spec = target.file_input(self.input)
         with tempfile.TemporaryDirectory() as work:
             if target.input == "uint8":
                 files = {
-                    name: take_pixels(path, Path(work) / name, self.input) if name.endswith(".onnx") else path
-                    for name, path in files.items()
+                    name: take_pixels(path, Path(work) / name, spec) if name.endswith(".onnx") else path for name, path in files.items()
                 }
             manifest = write_bundle(
                 folder,
@@ -99,7 +99,7 @@ class Source:
                     candidate=candidate.name,
                     files=dict(zip(("model", "weights"), files, strict=False)),
                     digests={},
-                    input=self.input,
+                    input=spec,
                     labels=self.labels,
                     takes="uint8" if target.input == "uint8" else "float32",
                     options=dict(options or {}),
@@ -118,6 +118,7 @@ class Target(Config):
     )
     building: ClassVar[set[str]] = {
         "input",
+        "image_size",
         "keep_float",
         "weights",
     }  # the settings that change what is built, and not only which is chosen
@@ -134,6 +135,12 @@ class Target(Config):
         "per-channel",
         description="Scales of int8 weights. One for the whole tensor ruins depthwise networks; what it ruins is built again.",
     )
+    image_size: str = Field(
+        "prepared",
+        pattern=f"^({IMAGE_SIZE.pattern})$",
+        description="Which pixels a `uint8` file takes: `prepared`, resized and cropped before; `any`, images of any size; or a camera's "
+        "frames, as `480x640` (height x width). The last two the file resizes and crops by itself.",
+    )
     threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
     device: str | None = Field(
         None, description="Board to measure on: ssh://user@host[:port][/its/python], or its name in `edgecnn device list`."
@@ -148,6 +155,10 @@ class Target(Config):
         """The candidates that this target builds and measures: those that may ship, and every float one."""
         within = EFFORTS[: EFFORTS.index(effort) + 1]
         return [c for c in self.candidates() if c.effort in within and (c.precision != "int8" or self.may_ship(c))]
+
+    def file_input(self, model: InputSpec) -> InputSpec:
+        """The input of this target's files, given that of the model."""
+        return replace(model, image_size=self.image_size)
 
     def may_ship(self, candidate: Candidate) -> bool:
         """Whether the recipe's precision lets it ship."""

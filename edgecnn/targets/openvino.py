@@ -77,7 +77,7 @@ class Openvino(Target):
                 model = _quantize(model, source, fast_bias_correction=candidate.how["fast_bias_correction"])
             xml = Path(work) / "model.xml"
             if self.input == "uint8":
-                model = openvino_take_pixels(model, source.input)
+                model = openvino_take_pixels(model, self.file_input(source.input))
             ov.save_model(model, xml, compress_to_fp16=compress)
             _strip(xml)
             files = {"model.xml": xml, "model.bin": xml.with_suffix(".bin")}

@@ -49,8 +49,8 @@ class TensorrtRunner:
         (self._input,) = (n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.INPUT)
         (output,) = (n for n in names if self._engine.get_tensor_mode(n) == trt.TensorIOMode.OUTPUT)
         self.takes: Takes = "uint8" if self._engine.get_tensor_dtype(self._input) == trt.DataType.UINT8 else "float32"
-        channels, height, width = manifest.input.shape
-        shape = (batch, height, width, channels) if self.takes == "uint8" else (batch, channels, height, width)
+        spec = manifest.input
+        shape = (batch, *(spec.pixel_size or ()), spec.channels) if self.takes == "uint8" else (batch, *spec.shape)
         self._context.set_input_shape(self._input, shape)
         self._logits = np.empty(tuple(self._context.get_tensor_shape(output)), np.float32)
         self._gpu = gpu
