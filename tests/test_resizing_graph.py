@@ -55,7 +55,7 @@ def looked_at(spec: InputSpec, runtime: str, folder: Path) -> Any:
 @pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
 @pytest.mark.parametrize("fit", ["crop", "squash"])
 def test_pixels_are_training_s(runtime: str, interpolation: Any, fit: Any, tmp_path: Path) -> None:
-    """Of noise in six sizes, by one file: no pixel is more than one off, and at most 2 of 100 are off at all.
+    """Of noise in six sizes, by one file: every bilinear pixel is equal, and of 100 bicubic ones at most 2 are off, by one.
 
     With squash, Pillow 13 resizes some sizes down before across, and rounds between: there 3 of 10 may be off, bicubic ones by up to 6.
     """
@@ -68,7 +68,7 @@ def test_pixels_are_training_s(runtime: str, interpolation: Any, fit: Any, tmp_p
         off = np.abs(see(image[None]) - wanted)[0] * std * 255
         # Half precision of mean and std, as OpenVINO stores them here, is a tenth of a pixel.
         assert off.max() < (1.2 if fit == "crop" else 6.2), size
-        assert (off > 0.5).mean() < (0.02 if fit == "crop" else 0.3), size
+        assert (off > 0.5).mean() <= {"squash": 0.3, "crop": 0.02 if interpolation == "bicubic" else 0}[fit], size
 
 
 def test_a_batch_of_frames_is_resized_image_by_image(tmp_path: Path) -> None:
@@ -101,9 +101,9 @@ def test_a_board_refuses_what_the_file_does_not_take() -> None:
     with pytest.raises(DataError, match=r"30 x 40 pixels.*takes 48x64"):
         to_pixels(Image.fromarray(photo((30, 40))), replace(IMAGENET, image_size="48x64"))
     with pytest.raises(DataError, match="too long or too thin"):
-        to_pixels(Image.new("RGB", (16_385, 400)), replace(IMAGENET, image_size="any"))
+        to_pixels(Image.new("RGB", (8193, 400)), replace(IMAGENET, image_size="any"))
     with pytest.raises(DataError, match="too long or too thin"):
-        to_pixels(Image.new("RGB", (16_000, 2)), replace(IMAGENET, image_size="any"))
+        to_pixels(Image.new("RGB", (8000, 2)), replace(IMAGENET, image_size="any"))
 
 
 def test_a_manifest_with_another_image_size_is_none(tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 # Named, so that no other decoder of Pillow is reached by a file's first bytes: the one for EPS starts a program.
 FORMATS = ("JPEG", "PNG", "GIF", "WEBP", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB; where Pillow begins to warn of a decompression bomb
-MAX_SIDE = 16_384  # of an image that the model's file resizes by itself
+MAX_SIDE = 8192  # of an image that the model's file resizes by itself
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", *_SIXTEEN_BITS)
@@ -168,14 +168,15 @@ def to_pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
 
 
 def _refuse_size(image: Image.Image, spec: InputSpec) -> None:
-    """Refuse what a file that resizes by itself does not take. It reckons in 32-bit integers, up to twice a side times the resized one."""
+    """Refuse what a file that resizes by itself does not take. It reckons in 32-bit integers."""
     if spec.pixel_size not in (None, (image.height, image.width)):
         raise DataError(
             f"{image.height} x {image.width} pixels, height by width, and the model's file takes {spec.image_size}. "
             "Set the camera to that size, or make the bundle with image_size: any"
         )
-    sides, short = (image.height, image.width), min(image.size)
-    if max(sides) > MAX_SIDE or 2 * max(sides) * (spec.resize * max(sides) // short + 1) >= 1 << 31:
+    longest, shortest = max(image.size), min(image.size)
+    resized = spec.resize * longest // shortest + 1
+    if longest > MAX_SIDE or 2 * longest * resized >= 1 << 31 or longest**2 // min(spec.shape[1:]) >= 1 << 18:
         raise DataError(f"{image.height} x {image.width} pixels are too long or too thin for a file that resizes by itself")
 
 
