@@ -83,7 +83,7 @@ def _robustness(
     look = run.recipe.trust
     kinds = [(kind, severity) for kind in look.corruptions for severity in look.severities]
     n = min(look.corrupted_images, len(run.data.evaluation))
-    if not n or not kinds:
+    if not n or not kinds or artifact.manifest.input.image_size != "prepared":  # both models must see the same pixels
         return None
     labels = run.data.evaluation.labels[:n]
     stand_in = target.measured_as()
@@ -157,7 +157,7 @@ def extra_drops(kinds: Sequence[tuple[str, int]], was: change.Bools, now: change
 
 def _pictures(run: Run, target: AnyTarget, artifact: Artifact, baseline: Float, before: Predictions, after: Predictions) -> dict[str, Any]:
     """Flipped and typical images with Grad-CAM of both."""
-    if not run.recipe.trust.pictures:
+    if not run.recipe.trust.pictures or artifact.manifest.input.image_size != "prepared":
         return {"pictures": [], "gradcam": None}
     packed, _ = images(run, "evaluation", artifact.manifest.input)
 
