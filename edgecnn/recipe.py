@@ -76,11 +76,8 @@ class Recipe(Config):
     stages: tuple[AnyStage, ...] = Field((), description="Torch model in, torch model out, in this order.")
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
-    effort: Effort = Field(
-        "normal",
-        description="quick: only candidates that take seconds. normal: all.",
-    )
-    choose: Choose = Field(Choose(minutes=None), description="How long candidates are searched for.")
+    effort: Effort = Field("normal", description="quick: only candidates that take seconds. normal: all.")
+    choose: Choose = Field(Choose(minutes=None), description="When the search for candidates ends.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")
     trust: Trust = Field(Trust.model_validate({}), description="What is looked at beyond top-1.")
 
