@@ -108,8 +108,9 @@ def compress(
     as_json: Json = False,
 ) -> int:
     """Run a recipe: model in, one verified bundle for each target and a verdict out."""
-    from edgecnn.pipeline import compress
+    from edgecnn.pipeline import compress, follow
     from edgecnn.pipeline import dry_run as dry
+    from edgecnn.ranks import rank
     from edgecnn.recipe import load_recipe
     from edgecnn.screen import Screen
     from edgecnn.verdict import show_verdict
@@ -117,6 +118,9 @@ def compress(
     changes = [*(settings or []), *(["data.skip_bad=true"] if skip_bad else [])]
     loaded = load_recipe(recipe, changes)
     screen = Screen(quiet=quiet or as_json)
+    if rank():
+        follow(loaded, out or Path("out") / loaded.name)
+        return DONE
     if dry_run:
         dry(loaded, screen)
         return DONE

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,15 +15,20 @@ import numpy as np
 
 from edgecnn.data import Data, ImageSet, pack
 from edgecnn.device.evaluate import accuracy
+from edgecnn.device.machine import identity
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
+from edgecnn.latency_table import Pace
+from edgecnn.measure import latencies
 from edgecnn.models import load_model, model_digest
 from edgecnn.narrow import as_metadata
 from edgecnn.networks import build
+from edgecnn.ranks import rank, shared
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
 from edgecnn.store import Entry, Store
+from edgecnn.targets.onnx import export_onnx
 from edgecnn.train import predict, seed_all
 from edgecnn.zoo import count_macs, count_parameters
 
@@ -61,9 +68,9 @@ class Float:
 
 def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
     """The model as loaded and after each stage, and the stages as result.json lists them."""
-    entry = run.store.once("model", first_inputs(run), lambda work: _save(first_model(run), work))
+    entry = _once(run, "model", first_inputs(run), lambda work: _save(first_model(run), work))
     models = [_measured(run, entry)]
-    rows = [_row(run, "load", models[0], entry)]
+    rows = [] if rank() else [_row(run, "load", models[0], entry)]
     unpruned: Callable[[], TorchModel] | None = None
     for position, stage in enumerate(run.recipe.stages):
         before = models[-1]
@@ -87,13 +94,56 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
             "data": run.data.digest,
             "seed": run.recipe.seed,
         }
-        entry = run.store.once("stage", inputs, make)
+        entry = _once(run, "stage", inputs, make, together=stage.trains)
         models.append(_measured(run, entry))
+        if rank():
+            continue
         rows.append(_row(run, stage.stage, models[-1], entry))
         run.screen.say(
             f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} images{' (found done)' if entry.resumed else ''}"
         )
     return models, rows
+
+
+def time_stages(run: Run, models: list[Float], rows: list[dict[str, Any]]) -> None:
+    """Give each row `latency_s`, p50 of the fp32 file in onnxruntime with one thread, in fresh processes that take turns.
+
+    Only where a stage prunes: training leaves the graph as it is. A graph that appears twice is measured once.
+    """
+    if not any(stage.prunes for stage in run.recipe.stages):
+        return
+    graphs = [json.dumps(model.facts["origin"].get("pruned", {}).get("layers", {}), sort_keys=True) for model in models]
+
+    def make(work: Path) -> dict[str, Any]:
+        pace, bundles = Pace("onnxruntime", 1, models[0].input, work), {}
+        for graph in dict.fromkeys(graphs):
+            first = graphs.index(graph)
+            export_onnx(models[first].load(), work / f"{first}.onnx")
+            bundles[str(first)] = pace.bundle(work / f"{first}.onnx", str(first))
+        timed = latencies(bundles, threads=1, processes=run.recipe.bench.processes, seconds=0.3, seed=run.recipe.seed)
+        return {name: float(np.median([np.median(result.samples_s) for result in each])) for name, each in timed.items()}
+
+    keys = [models[graphs.index(graph)].key for graph in dict.fromkeys(graphs)]
+    facts = run.store.once("stage-latency", {"models": keys, "machine": identity()}, make).facts
+    for row, graph in zip(rows, graphs, strict=True):
+        row["latency_s"] = facts[str(graphs.index(graph))]
+
+
+def follow(run: Run) -> None:
+    """Take part in the training of process 0, which does all the rest; the run folder is on a disk that both see."""
+    float_models(run)
+
+
+def _once(run: Run, kind: str, inputs: dict[str, Any], make: Callable[[Path], dict[str, Any]], *, together: bool = False) -> Entry:
+    """`Store.once` by process 0, whose result all get; with `together` all processes make it."""
+    if rank() == 0:
+        shared(not run.store.found(kind, inputs))
+        entry = run.store.once(kind, inputs, make)
+    elif shared(None) and together:
+        with tempfile.TemporaryDirectory() as scratch:
+            make(Path(scratch))
+    found: Entry = shared(entry if rank() == 0 else None)
+    return found
 
 
 def baseline(recipe: Recipe, models: list[Float]) -> Float:
@@ -160,6 +210,8 @@ def _measured(run: Run, entry: Entry) -> Float:
         module.load_state_dict(load_file(entry.folder / "weights.safetensors"))
         return TorchModel(module.eval(), spec, labels, entry.facts["origin"])
 
+    if rank():  # takes part in training only
+        return Float(entry.key, load, spec, labels, entry.facts, np.empty((0, 0)), np.empty((0, 0)))
     sets = {name: images(run, name, spec)[0] for name in ("choice", "evaluation")}
 
     def make(work: Path) -> None:

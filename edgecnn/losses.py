@@ -35,3 +35,17 @@ def _apart(a: Tensor, b: Tensor) -> Tensor:
     import torch.nn.functional as F
 
     return 1 - F.cosine_similarity(a - a.mean(1, keepdim=True), b - b.mean(1, keepdim=True), dim=1).mean()
+
+
+def hint_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Zagoruyko and Komodakis 2017 (arXiv:1612.03928): distance between maps of where a layer looks, N x C x H x W each.
+
+    A map is the mean square over the channels, of length one; so the two layers may have different numbers of channels, and nothing
+    has to be learned to compare them. The student's map is brought to the teacher's size where they differ.
+    """
+    import torch.nn.functional as F
+
+    looks, wanted = student.square().mean(1, keepdim=True), teacher.square().mean(1, keepdim=True)
+    if looks.shape[2:] != wanted.shape[2:]:
+        looks = F.interpolate(looks, wanted.shape[2:], mode="bilinear", align_corners=False)
+    return (F.normalize(looks.flatten(1)) - F.normalize(wanted.flatten(1))).square().sum(1).mean()

@@ -11,15 +11,16 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn import __version__, choose, room
+from edgecnn import __version__, choose, floats, room
 from edgecnn.calibration_doubts import calibration_doubts
+from edgecnn.controls import controls
 from edgecnn.data import Data, load_data, pack
 from edgecnn.deliver import deliver, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA, InputSpec
 from edgecnn.errors import DeviceError
-from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, images, link_evaluation
+from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, images, link_evaluation, time_stages
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
@@ -28,7 +29,7 @@ from edgecnn.report import write_report
 from edgecnn.sanity import mistakes, no_better_than_guessing
 from edgecnn.screen import Screen, noise_kept
 from edgecnn.stages.base import TorchModel
-from edgecnn.store import LIBRARIES, open_store
+from edgecnn.store import LIBRARIES, Store, open_store
 from edgecnn.targets.base import Source, installed
 from edgecnn.targets.calibration import collect
 from edgecnn.targets.onnx import export_onnx
@@ -55,11 +56,13 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         run = Run(recipe, load_data(recipe.data, recipe.seed, screen), store, screen)
         looks = preflight(run)
         models, stages = float_models(run)
+        time_stages(run, models, stages)
         first = baseline(recipe, models)
         for spec in {models[-1].input, *(target.file_input(models[-1].input) for target in recipe.targets)}:
             link_evaluation(run, spec)
         source = source_of(run, models[-1])
         targets = [deliver(run, target, source, models[-1], first) for target in recipe.targets]
+        compared = controls(run, models) if recipe.controls else []
         result = {
             "schema": SCHEMA,
             "edgecnn": __version__,
@@ -74,6 +77,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             "data": _data_facts(run.data),
             "baseline": _baseline_facts(run, first),
             "stages": stages,
+            "controls": compared,
             "targets": targets,
             "environment": {"machine": circumstances(), "versions": {"edgecnn": __version__, **installed(*LIBRARIES)}},
             "doubts": [
@@ -90,6 +94,12 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         write_report(store.write("result.json", json.dumps(result, indent=1) + "\n"), out / "report.html")
         store.finish()
         return result
+
+
+def follow(recipe: Recipe, out: Path) -> None:
+    """What every process but the first does in a run of several: train with it."""
+    screen = Screen(quiet=True)
+    floats.follow(Run(recipe, load_data(recipe.data, recipe.seed, screen), Store(out), screen))
 
 
 def dry_run(recipe: Recipe, screen: Screen) -> None:

@@ -21,7 +21,7 @@ from edgecnn.screen import hushed
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-Importance = Literal["magnitude", "bn_scale", "taylor", "random"]
+Importance = Literal["magnitude", "bn_scale", "taylor", "hessian", "random"]
 Shape = tuple[int, int, int]
 
 
@@ -62,7 +62,7 @@ def groups_of(module: nn.Module, shape: Shape, head: Collection[str], importance
         shape: C, H, W of its input.
         head: names of tensors whose layers keep their outputs: the classifier.
         importance: how channels are ranked; random draws from torch's global generator.
-        batches: (images N x C x H x W, labels N) tensors, for taylor.
+        batches: (images N x C x H x W, labels N) tensors, for taylor and hessian.
 
     Raises:
         ModelError: the dependency graph cannot be drawn.
@@ -75,11 +75,14 @@ def groups_of(module: nn.Module, shape: Shape, head: Collection[str], importance
         "magnitude": tp.importance.GroupMagnitudeImportance,
         "bn_scale": tp.importance.BNScaleImportance,
         "taylor": tp.importance.GroupTaylorImportance,
+        "hessian": tp.importance.GroupHessianImportance,
         "random": tp.importance.RandomImportance,
     }[importance]()
     if importance == "taylor":
         for x, labels in batches:
             torch.nn.functional.cross_entropy(module(x), labels, reduction="sum").backward()  # type: ignore[no-untyped-call]
+    if importance == "hessian":
+        score._accu_grad, score._counter = _squared_gradients(module, batches)
     found = []
     with _library("draw its dependency graph"):
         graph = _graph(module, shape)
@@ -120,6 +123,25 @@ def cut(module: nn.Module, shape: Shape, groups: Sequence[Group], widths: Mappin
             + (f"Leave whole what it cannot cut, with keep: [{', '.join(guilty)}], or choose" if guilty else "Choose")
             + " another model."
         ) from None
+
+
+def _squared_gradients(module: nn.Module, batches: Sequence[Any]) -> tuple[dict[Any, Tensor], dict[Any, int]]:
+    """Each parameter's squared gradient, summed over the images: the diagonal of the loss's curvature; and their number.
+
+    Counted here, because torch-pruning 1.6's own accumulate_grad keeps the last image's only.
+    """
+    import torch
+
+    module.requires_grad_(True)
+    squared = {parameter: torch.zeros_like(parameter) for parameter in module.parameters()}
+    for x, labels in batches:
+        for i in range(len(x)):
+            module.zero_grad()
+            torch.nn.functional.cross_entropy(module(x[i : i + 1]), labels[i : i + 1]).backward()  # type: ignore[no-untyped-call]
+            for parameter, total in squared.items():
+                if parameter.grad is not None:
+                    total += parameter.grad.square()
+    return squared, dict.fromkeys(squared, sum(len(labels) for _, labels in batches))
 
 
 class _WrongCut(Exception):

@@ -8,10 +8,12 @@ whole batch, so that several processes compute what one would: torch's own SyncB
 from __future__ import annotations
 
 import os
-from functools import partial
+from datetime import timedelta
+from functools import cache, partial
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -25,13 +27,29 @@ def ranks() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+@cache
+def device() -> torch.device:
+    """Where this process trains; where there are several, it meets the others first."""
+    import torch
+
+    if ranks() == 1:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    from accelerate import PartialState
+
+    # Process 0 prunes and checks while the others wait for it, and that takes what it takes.
+    found: torch.device = PartialState(timeout=timedelta(days=30)).device
+    return found
+
+
 def shared(value: Any) -> Any:
     """What process 0 gives, in every process; anything that pickles."""
     if ranks() == 1:
         return value
-    from accelerate.utils import broadcast_object_list
+    from torch import distributed
 
-    return broadcast_object_list([value])[0]
+    told = [value]
+    distributed.broadcast_object_list(told, src=0, device=device())
+    return told[0]
 
 
 def total(value: float) -> float:
@@ -39,15 +57,14 @@ def total(value: float) -> float:
     if ranks() == 1:
         return value
     import torch
-    from accelerate import PartialState
-    from accelerate.utils import reduce
 
-    return float(reduce(torch.tensor(value, dtype=torch.float64, device=PartialState().device), "sum"))
+    sum_of_all = torch.tensor(value, device=device())
+    torch.distributed.all_reduce(sum_of_all)
+    return float(sum_of_all)
 
 
 def together(module: nn.Module) -> nn.Module:
     """`module` to be called in training, its batch norm synchronised until `apart`."""
-    import torch
     from torch import nn
 
     if ranks() == 1:
@@ -55,7 +72,7 @@ def together(module: nn.Module) -> nn.Module:
     for layer in module.modules():
         if isinstance(layer, nn.BatchNorm2d):
             layer.forward = partial(_synchronised, layer)  # type: ignore[method-assign]
-    where = [next(module.parameters()).device] if torch.cuda.is_available() else None
+    where = [device()] if device().type == "cuda" else None
     return nn.parallel.DistributedDataParallel(module, device_ids=where)
 
 

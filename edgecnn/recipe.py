@@ -78,6 +78,7 @@ class Recipe(Config):
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
     effort: Effort = Field("normal", description="quick: only candidates that take seconds. normal: all.")
     choose: Choose = Field(Choose(minutes=None), description="When the search for candidates ends.")
+    controls: bool = Field(False, description="Also train what pruning must beat: no teacher, uniform width, a smaller zoo model.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")
     trust: Trust = Field(Trust.model_validate({}), description="What is looked at beyond top-1.")
 
@@ -274,6 +275,8 @@ def _stages_in_order(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
             yield ("stages", i, "teacher"), "before-pruning, and no stage before this one prunes. Put prune before it, or name a model."
         if isinstance(stage, Distil) and stage.teacher != "before-pruning" and not stage.teacher.has_weights:
             yield ("stages", i, "teacher"), "a teacher with random weights. Set pretrained: true, or give its checkpoint."
+        if stage.prunes and i and recipe.stages[i - 1].prunes:
+            yield ("stages", i), "prunes what was pruned just before, with no training between. Put distil or train between, or prune once."
         trained, pruned = trained or stage.trains, pruned or stage.prunes
 
 
@@ -286,6 +289,12 @@ def _files_can_resize(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
             yield ("targets", i, "image_size"), reason
 
 
+def _controls_have_something_to_control(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
+    last = max((i for i, stage in enumerate(recipe.stages) if stage.prunes), default=None)
+    if recipe.controls and (last is None or not any(stage.trains for stage in recipe.stages[last + 1 :])):
+        yield ("controls",), "compares pruning and the training after it with simpler ways, and the recipe has not both. Leave it out."
+
+
 # Each takes a well-typed recipe and yields where it cannot work, and why.
 CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (
     _names_differ,
@@ -293,6 +302,7 @@ CHECKS: tuple[Callable[[Recipe], Iterator[tuple[Keys, str]]], ...] = (
     _weights_come_from_somewhere,
     _training_has_images,
     _stages_in_order,
+    _controls_have_something_to_control,
 )
 
 

@@ -84,6 +84,11 @@ class Store:
     made: int = 0
     used: dict[str, dict[str, Any]] = field(default_factory=dict)
 
+    def found(self, kind: str, inputs: Mapping[str, Any]) -> bool:
+        """Whether `once` would make nothing for these inputs."""
+        name = f"{kind}-{key_of(kind, inputs)}"
+        return name in self.used or any(_read_done(self.root / place / name) is not None for place in ("store", "work"))
+
     def once(self, kind: str, inputs: Mapping[str, Any], make: Callable[[Path], Mapping[str, Any] | None]) -> Entry:
         """The result of `make` for these inputs, made now or found.
 

@@ -24,7 +24,7 @@ from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError, ResourceError
-from edgecnn.ranks import apart, rank, ranks, shared, together, total
+from edgecnn.ranks import apart, device, rank, ranks, shared, together, total
 from edgecnn.resume import read_checkpoint, save_checkpoint
 from edgecnn.torch_model import Context, TorchModel
 
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 Criterion = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Tensor"]
 """A loss from the images as the model takes them, its logits, and its target: labels N, or shares N x classes where images were mixed."""
+UNLABELLED = -100  # the label of an image that only a teacher can say something about
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -86,9 +87,9 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
     from timm.scheduler.cosine_lr import CosineLRScheduler
     from timm.utils import ModelEmaV3
 
-    device = _device()
+    place = device()
     _check_parts(how, len(ctx.data.train))
-    module = model.module.to(device).to(memory_format=torch.channels_last)
+    module = model.module.to(place).to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(module, opt=how.optimizer, lr=how.lr, weight_decay=how.weight_decay)
     steps = max(1, len(ctx.data.train) // how.batch)
     schedule = CosineLRScheduler(
@@ -123,7 +124,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
     choice = pack(ctx.data.choice, model.input, ctx.work / "choice")
     kept = kept_in_memory(ctx.data.train, model.input.channels)
     feed = _Feed(
-        kept or ctx.data.train, how, model.input, ctx.seed, loading_processes(ctx.data.train, kept is not None, device.type == "cpu")
+        kept or ctx.data.train, how, model.input, ctx.seed, loading_processes(ctx.data.train, kept is not None, place.type == "cpu")
     )
     try:
         with ctx.screen.bar("train", how.epochs * steps) as bar, _logged(how, ctx) as log:
@@ -207,17 +208,17 @@ def _epoch(loop: _Loop, feed: _Feed, epoch: int, steps: int, told: Callable[[int
     """
     import torch
 
-    device = next(loop.module.parameters()).device
-    kind = torch.bfloat16 if _half(feed.how.precision, device) else None
+    place = device()
+    kind = torch.bfloat16 if _half(feed.how.precision, place) else None
     loop.module.train()
     whole = 0.0
     for step, (pixels, labels) in enumerate(feed.epoch(epoch)):
         seed_all(feed.seed, epoch, step)
-        x = torch.from_numpy(normalise(pixels, feed.spec)).to(device, memory_format=torch.channels_last)
-        x, target = loop.target_of(x, torch.from_numpy(labels).to(device))
+        x = torch.from_numpy(normalise(pixels, feed.spec)).to(place, memory_format=torch.channels_last)
+        x, target = loop.target_of(x, torch.from_numpy(labels).to(place))
         if rank():  # mixing was drawn alike in all processes; what is dropped out must differ
             torch.manual_seed(int(np.random.SeedSequence([feed.seed, epoch, step, rank()]).generate_state(1)[0]))
-        with torch.autocast(device.type, kind, enabled=kind is not None):
+        with torch.autocast(place.type, kind, enabled=kind is not None):
             logits = loop.net(x)
         loss = loop.criterion(x, logits.float(), target)
         value = float(loss.detach())
@@ -235,23 +236,11 @@ def _epoch(loop: _Loop, feed: _Feed, epoch: int, steps: int, told: Callable[[int
     return whole / steps
 
 
-def _device() -> torch.device:
-    """Where this process trains."""
-    import torch
-
-    if ranks() > 1:
-        from accelerate import PartialState
-
-        found: torch.device = PartialState().device  # also opens the connection to the other processes
-        return found
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _half(precision: Precision, device: torch.device) -> bool:
+def _half(precision: Precision, place: torch.device) -> bool:
     """Whether to compute in bfloat16. Not by itself on a CPU: there it halves the speed of depthwise convolutions."""
     import torch
 
-    return precision == "bf16" or (precision == "auto" and device.type == "cuda" and torch.cuda.is_bf16_supported())
+    return precision == "bf16" or (precision == "auto" and place.type == "cuda" and torch.cuda.is_bf16_supported())
 
 
 def _check_parts(how: Fit, images: int) -> None:
@@ -310,7 +299,13 @@ def cross_entropy(label_smoothing: float) -> Criterion:
     """The loss of supervised training; mixup has smoothed its own targets already."""
     from torch.nn.functional import cross_entropy
 
-    return lambda x, logits, target: cross_entropy(logits, target, label_smoothing=0.0 if target.ndim == 2 else label_smoothing)
+    def loss(x: torch.Tensor, logits: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        if target.ndim == 2:
+            return cross_entropy(logits, target)
+        summed = cross_entropy(logits, target, label_smoothing=label_smoothing, ignore_index=UNLABELLED, reduction="sum")
+        return summed / (target != UNLABELLED).sum().clamp_min(1)
+
+    return loss
 
 
 def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64, rows: slice = slice(None)) -> np.ndarray:

@@ -9,18 +9,20 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
-from tiny import CLASSES, SPEC, network, trained, write_recipe
+from tiny import CLASSES, SPEC, images, network, trained, write_recipe
 from torch import Tensor, nn
 
 from edgecnn.data import Data, load_data
-from edgecnn.errors import ModelError, UsageError
-from edgecnn.losses import dist_loss, kl_loss
+from edgecnn.errors import DataError, ModelError, UsageError
+from edgecnn.losses import dist_loss, hint_loss, kl_loss
 from edgecnn.models import PythonModel
 from edgecnn.recipe import load_recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
-from edgecnn.stages.distil import Distil
+from edgecnn.stages.distil import Distil, _hinted
+from edgecnn.train import UNLABELLED, cross_entropy
 
 QUIET = Screen(quiet=True)
 
@@ -157,6 +159,60 @@ def _made(folder: Path) -> Path:
     return folder
 
 
+# ---- hints and unlabelled images
+
+
+def test_hints_compare_where_layers_look() -> None:
+    """No distance between a map and itself at twice the strength or with its channels doubled, some between different ones."""
+    a, b = (torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    assert float(hint_loss(a, 2 * a)) == pytest.approx(0, abs=1e-6)
+    assert float(hint_loss(torch.cat([a, a], 1), a)) == pytest.approx(0, abs=1e-6)
+    assert float(hint_loss(a, b)) > 0.01
+
+
+def test_hints_bring_the_layers_together() -> None:
+    """Following the loss, the student's layer comes to look where its teacher's does; no hook stays behind."""
+    x = torch.randn(16, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    teacher, module = trained(), student().module.train()
+    optimizer = torch.optim.Adam(module.parameters(), 0.01)
+    apart = []
+    with _hinted(module, teacher.module, {"block": "block"}) as hint:
+        criterion = stage(alpha=1.0, hint_weight=10.0)._criterion(teacher, SPEC, hint)
+        for _ in range(40):
+            loss = criterion(x, module(x), torch.arange(16) % 4)
+            apart.append(float(hint()))
+            optimizer.zero_grad()
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+    assert apart[-1] < 0.8 * apart[0]
+    assert not module.get_submodule("block")._forward_hooks
+
+
+def test_a_hint_for_no_layer_is_refused(data: Data, tmp_path: Path) -> None:
+    """The message names the side, the layer and what there is; a layer that gives no maps is refused too."""
+    with pytest.raises(ModelError, match=r"the teacher has no layer 'blok'; it has .*block"):
+        stage(hints={"block": "blok"}).run(student(), context(data, _made(tmp_path / "a")))
+    with pytest.raises(ModelError, match="head gives 2 dimensions"):
+        stage(hints={"head": "head"}).run(student(), context(data, _made(tmp_path / "b")))
+
+
+def test_unlabelled_images_teach_through_the_teacher(data: Data, tmp_path: Path) -> None:
+    """Images without classes change the result, the labels' loss does not see them, and an empty folder is refused."""
+    folder = _made(tmp_path / "loose")
+    with pytest.raises(DataError, match="no files in it"):
+        stage(unlabelled=str(folder)).inputs()
+    for i, pixels in enumerate(images(24, seed=9)[0]):
+        Image.fromarray(pixels).save(folder / f"{i}.png")
+    with_them = stage(epochs=1, unlabelled=str(folder)).run(student(), context(data, _made(tmp_path / "a"))).module.state_dict()
+    without = stage(epochs=1).run(student(), context(data, _made(tmp_path / "b"))).module.state_dict()
+    assert not torch.equal(with_them["head.weight"], without["head.weight"])
+    loss = cross_entropy(0.1)
+    some, target = logits(), torch.tensor([1, 2, 3, UNLABELLED, 4, UNLABELLED, 5, 6])
+    seen = target != UNLABELLED
+    assert float(loss(some, some, target)) == pytest.approx(float(loss(some, some[seen], target[seen])), rel=1e-5)
+    assert float(loss(some, some[:1], torch.tensor([UNLABELLED]))) == 0
+
+
 # ---- teachers of one's own
 
 
@@ -194,6 +250,11 @@ def test_a_teacher_of_other_classes_or_another_size_is_refused(data: Data, tmp_p
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
+        (
+            "  - {stage: prune, ratio: 0.2}\n  - {stage: prune, ratio: 0.2}\n",
+            r"stages\[2\]: prunes what was pruned just before",
+        ),
+        ("controls: true\n", r"controls: compares pruning and the training after it"),
         ("  - {stage: distil, epochs: 1}\n", r"stages\[1\].teacher: before-pruning, and no stage before this one prunes"),
         ("  - {stage: distil, epochs: 1}\n  - {stage: prune, ratio: 0.5}\n", r"stages\[1\].teacher: before-pruning"),
         (

@@ -65,6 +65,7 @@ ORDER = [
     ],
     ["boards"],
     ["floats", "trust", "deliver"],
+    ["controls"],
     ["pipeline"],
     ["cli"],
     ["__main__"],

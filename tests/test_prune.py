@@ -20,7 +20,7 @@ from edgecnn.models import PythonModel, load_model
 from edgecnn.narrow import METADATA, changes, narrow
 from edgecnn.networks import build, head_names, skeleton
 from edgecnn.pipeline import compress
-from edgecnn.pruning import Group, cut, groups_of
+from edgecnn.pruning import Group, _squared_gradients, cut, groups_of
 from edgecnn.recipe import load_recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
@@ -175,7 +175,7 @@ def test_no_layer_is_emptied() -> None:
 
 
 def test_importances_rank_as_their_papers_say() -> None:
-    """magnitude, bn_scale and taylor put the channel first that has small weights, scales, or gradients; random is seeded."""
+    """magnitude, bn_scale, taylor and hessian put the channel first that has small weights, scales, or gradients; random is seeded."""
     torch.manual_seed(0)
     origin = {"source": "python", "name": "tiny:network", "in_chans": 3, "num_classes": 4, "options": {}}
     shape = (3, 16, 16)
@@ -206,12 +206,25 @@ def test_importances_rank_as_their_papers_say() -> None:
         unused.stem[0].weight[3] *= 100  # type: ignore[operator]
     batch = [(torch.randn(16, *shape), torch.arange(16) % 4)]
     assert first(unused, "taylor", batch) == 3
+    assert first(unused, "hessian", batch) == 3
     assert first(unused, "magnitude") != 3
     orders = set()
     for seed in (1, 1, 2):
         torch.manual_seed(seed)
         orders.add(groups_of(small, shape, head_names(origin), "random")[0].order)
     assert len(orders) == 2
+
+
+def test_hessian_counts_every_image() -> None:
+    """The curvature of two images is the sum of each one's alone; torch-pruning's own counting forgets all but the last."""
+    torch.manual_seed(0)
+    module = Tiny(4, 3).eval()
+    x, labels = torch.randn(2, 3, 16, 16), torch.tensor([0, 2])
+    both, counts = _squared_gradients(module, [(x, labels)])
+    alone = [_squared_gradients(module, [(x[i : i + 1], labels[i : i + 1])])[0] for i in (0, 1)]
+    assert set(counts.values()) == {2}
+    for parameter, total in both.items():
+        assert torch.allclose(total, alone[0][parameter] + alone[1][parameter])
 
 
 def test_a_pruned_network_takes_another_head() -> None:

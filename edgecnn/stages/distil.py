@@ -5,23 +5,34 @@ loop, the checkpoints and the settings are those of train. Teacher: `before-prun
 any model a recipe can name, with weights for the same classes and an input of the same size.
 Losses: kl (Hinton et al. 2015, arXiv:1503.02531), dist (Huang et al. 2022, arXiv:2205.10536; for a teacher much stronger than its student).
 
+`hints` adds where layers of the teacher look (attention transfer, Zagoruyko and Komodakis 2017, arXiv:1612.03928), and `unlabelled` a
+folder of images that only the teacher says something about.
+
 When: after prune, or to train a small network from a large one. Cost: that of train, and a forward pass of the teacher for every
-batch. Limits: labelled images, logits only (no feature hints), one process, one device.
+batch. Limits: with several processes dist compares the images of one process's part of a batch only.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
+from difflib import get_close_matches
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import Field
+import numpy as np
+from pydantic import Field, model_validator
 
+from edgecnn.data import ImageSet
+from edgecnn.device.files import sha256_file
+from edgecnn.device.preprocess import open_image
 from edgecnn.device.spec import InputSpec
-from edgecnn.errors import ModelError
-from edgecnn.losses import dist_loss, kl_loss
+from edgecnn.errors import DataError, ModelError
+from edgecnn.losses import dist_loss, hint_loss, kl_loss
 from edgecnn.models import ModelConfig, load_model, model_digest
 from edgecnn.stages.base import Context, TorchModel, Training
-from edgecnn.train import Criterion, cross_entropy, fit
+from edgecnn.train import UNLABELLED, Criterion, cross_entropy, fit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -40,12 +51,26 @@ class Distil(Training):
     alpha: float = Field(0.9, gt=0, le=1, description="Weight of the teacher; the labels get the rest.")
     temperature: float = Field(4.0, gt=0, le=100, description="Softens both predictions before they are compared.")
 
+    hints: dict[str, str] = Field({}, description="Layer of the student: layer of the teacher, whose maps of attention it learns too.")
+    hint_weight: float = Field(1.0, gt=0, description="Weight of the hints beside the rest of the loss.")
+    unlabelled: str | None = Field(None, min_length=1, description="A folder of images without classes, which the teacher labels.")
+
+    @model_validator(mode="after")
+    def _teacher_labels(self) -> Distil:
+        if self.unlabelled and (self.mixup or self.cutmix):
+            raise ValueError("unlabelled images have no label to mix: leave out mixup and cutmix, or unlabelled")
+        return self
+
     def inputs(self) -> dict[str, Any]:
-        return {} if self.teacher == "before-pruning" else {"teacher": model_digest(self.teacher)}
+        teacher = {} if self.teacher == "before-pruning" else {"teacher": model_digest(self.teacher)}
+        return {**teacher, "unlabelled": [sha256_file(path) for path in image_files(self.unlabelled)]} if self.unlabelled else teacher
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         teacher = self._teacher(model, ctx)
-        fitted = fit(model, self.how(), ctx, self._criterion(teacher, model.input))
+        if self.unlabelled:
+            ctx = replace(ctx, data=replace(ctx.data, train=_with_unlabelled(ctx.data.train, image_files(self.unlabelled))))
+        with _hinted(model.module, teacher.module, self.hints) as hint:
+            fitted = fit(model, self.how(), ctx, self._criterion(teacher, model.input, hint))
         note = f"best epoch {fitted.epoch} of {self.epochs}: top-1 {fitted.top1:.2%} on the choice images"
         ctx.screen.say(f"  {note}")
         return replace(model, origin={**model.origin, "distilled": self.settings()}, notes=(note,))
@@ -63,7 +88,7 @@ class Distil(Training):
             )
         return teacher
 
-    def _criterion(self, teacher: TorchModel, student: InputSpec) -> Criterion:
+    def _criterion(self, teacher: TorchModel, student: InputSpec, hint: Callable[[], Tensor | float] = lambda: 0.0) -> Criterion:
         """The whole loss, from images as the student takes them, its logits, and its target: labels N or shares N x classes."""
         import torch
 
@@ -78,9 +103,70 @@ class Distil(Training):
                 scale, shift, placed = scale.to(x.device), shift.to(x.device), True
             with torch.no_grad():
                 wanted = module(x * scale + shift)
-            return (1 - self.alpha) * labelled(x, logits, target) + self.alpha * distance(logits, wanted, self.temperature)
+            told = self.alpha * distance(logits, wanted, self.temperature) + self.hint_weight * hint()
+            return told if self.alpha == 1 else told + (1 - self.alpha) * labelled(x, logits, target)
 
         return loss
+
+
+@contextmanager
+def _hinted(student: nn.Module, teacher: nn.Module, hints: Mapping[str, str]) -> Iterator[Callable[[], Tensor | float]]:
+    """A function that gives the hints' loss for the images that both networks have just seen.
+
+    Raises:
+        ModelError: a layer of that name is not there, or gives no maps.
+    """
+    seen: dict[tuple[bool, str], Tensor] = {}
+    hooks = []
+    for is_teacher, module, names in ((False, student, hints.keys()), (True, teacher, hints.values())):
+        there = dict(module.named_modules())
+        for name in names:
+            if name not in there:
+                near = ", ".join(get_close_matches(name, list(there), 3)) or ", ".join(key for key, _ in module.named_children())
+                raise ModelError(
+                    f"stages: distil: hints: the {'teacher' if is_teacher else 'student'} has no layer {name!r}; it has {near}."
+                )
+
+            def keep(
+                layer: nn.Module, given: Any, output: Tensor, key: tuple[bool, str] = (is_teacher, name), root: nn.Module = module
+            ) -> None:
+                if output.ndim != 4:
+                    raise ModelError(
+                        f"stages: distil: hints: {key[1]} gives {output.ndim} dimensions, not maps. Choose a layer before pooling."
+                    )
+                if key[0] or root.training:  # not while it is judged
+                    seen[key] = output
+
+            hooks.append(there[name].register_forward_hook(keep))
+    try:
+        yield lambda: sum((hint_loss(seen[False, own].float(), seen[True, theirs].float()) for own, theirs in hints.items()), 0.0)
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def image_files(folder: str) -> list[Path]:
+    """Every file below the folder, in order.
+
+    Raises:
+        DataError: there is none.
+    """
+    found = sorted(path for path in Path(folder).expanduser().rglob("*") if path.is_file() and not path.name.startswith("."))
+    if not found:
+        raise DataError(f"stages: distil: unlabelled: {folder}: no files in it. Give a folder of images, or leave the key out.")
+    return found
+
+
+def _with_unlabelled(train: ImageSet, files: list[Path]) -> ImageSet:
+    """The labelled images and then the others, each checked to decode."""
+    for path in files:
+        open_image(path)
+    known = len(train)
+    return ImageSet(
+        (*train.ids, *(f"unlabelled/{path}" for path in files)),
+        np.concatenate([train.labels, np.full(len(files), UNLABELLED, np.int64)]),
+        lambda i: train.read(i) if i < known else open_image(files[i - known]),
+    )
 
 
 def _renormalised(student: InputSpec, teacher: InputSpec) -> tuple[Tensor, Tensor]:

@@ -4,8 +4,8 @@ Aims, one of: `latency`, `macs` or `parameters`, the share that stays; `ratio`, 
 `latency: 0.6` is measured: how much each layer's channels cost on the runtime, at three widths each, and how much they matter to the
 predictions (`edgecnn.latency_table`); then the planned network is exported, and timed in fresh processes against the one before.
 The other aims cut every layer by the same share. Channels within a layer are ranked by `importance`: magnitude (group L2 norm;
-Fang et al. 2023), bn_scale (Liu et al. 2017, arXiv:1708.06519), taylor (Molchanov et al. 2019, arXiv:1906.10771; uses the calibration
-images), random (the control).
+Fang et al. 2023), bn_scale (Liu et al. 2017, arXiv:1708.06519), taylor (Molchanov et al. 2019, arXiv:1906.10771) and hessian
+(LeCun et al. 1990), which use the calibration images, random (the control).
 
 When: the network is too slow and can be trained again; follow it with distil or train, without which accuracy is poor. For
 iterative pruning, list prune and distil more than once. Cost: seconds; with `latency` a second or two for each layer and width.
@@ -80,7 +80,11 @@ class Prune(Stage):
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         seed_all(ctx.seed)
         shape, images, labels = model.input.shape, *_calibration(model, ctx)
-        batches = [(images[i : i + 64], labels[i : i + 64]) for i in range(0, len(images), 64)] if self.importance == "taylor" else []
+        batches = (
+            [(images[i : i + 64], labels[i : i + 64]) for i in range(0, len(images), 64)]
+            if self.importance in ("taylor", "hessian")
+            else []
+        )
         groups = groups_of(model.module, shape, head_names(model.origin), self.importance, batches)
         groups = _not_kept(groups, self.keep)
 
