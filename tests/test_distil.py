@@ -180,7 +180,7 @@ def test_hints_bring_the_layers_together() -> None:
         criterion = stage(alpha=1.0, hint_weight=10.0)._criterion(teacher, SPEC, hint)
         for _ in range(40):
             loss = criterion(x, module(x), torch.arange(16) % 4)
-            apart.append(float(hint()))
+            apart.append(float(torch.as_tensor(hint()).detach()))
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
