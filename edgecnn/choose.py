@@ -89,7 +89,7 @@ def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple
         why |= {t.candidate.name: _lost(t, best) for t in keeping if t is not best}
         why[best.candidate.name] = _won(best, len(keeping))
     else:
-        best = max(able, key=_closeness)
+        best = _best(able)
         why |= {t.candidate.name: "breaks the promise on the choice images: " + "; ".join(broken[t.candidate.name]) for t in able}
         why[best.candidate.name] = "closest to the float model; none keeps the promise: " + "; ".join(broken[best.candidate.name])
     return best, why
@@ -147,9 +147,9 @@ def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_
 
 def _fastest(keeping: Sequence[Tried]) -> Tried:
     if any(t.p50_s is None or t.void for t in keeping):
-        return max(keeping, key=_closeness)
+        return _best(keeping)
     fastest = min(keeping, key=lambda t: t.p50_s or 0.0)
-    return max((t for t in keeping if _as_fast(t, fastest)), key=_closeness)
+    return _best([t for t in keeping if _as_fast(t, fastest)])
 
 
 def _as_fast(t: Tried, fastest: Tried) -> bool:
@@ -177,6 +177,21 @@ def _lost(t: Tried, best: Tried) -> str:
     return f"not measurably faster than {name}, and {worse}" if worse else f"not measurably faster or better than {name}, which comes first"
 
 
+def _best(tried: Sequence[Tried]) -> Tried:
+    """The closest to the float model; one trained for int8, which labels have moved away from it, must be more accurate than that."""
+    plain = max((t for t in tried if not _is_qat(t)), key=_closeness, default=None)
+    qat = max((t for t in tried if _is_qat(t)), key=lambda t: (t.top1, *_closeness(t)), default=None)
+    if plain is None or qat is None:
+        best = plain or qat
+        assert best is not None
+        return best
+    return qat if qat.top1 > plain.top1 else plain
+
+
+def _is_qat(t: Tried) -> bool:
+    return bool(t.candidate.how.get("qat"))
+
+
 def _closeness(t: Tried) -> tuple[float, float, float]:
     """Divergence first: on a few hundred images agreement and top-1 differ by single images, which is chance."""
     return -t.divergence, t.agreement, t.top1
@@ -184,6 +199,8 @@ def _closeness(t: Tried) -> tuple[float, float, float]:
 
 def _worse(t: Tried, best: Tried) -> str:
     """In what `t` is worse on the choice images, or ""."""
+    if _is_qat(t) != _is_qat(best):
+        return f"{'less' if t.top1 < best.top1 else 'no more'} accurate: top-1 {t.top1:.2%} against {best.top1:.2%}"
     if t.divergence > best.divergence:
         return f"further from the float model's outputs: divergence {t.divergence:.2g} against {best.divergence:.2g}"
     if t.agreement < best.agreement:

@@ -64,11 +64,11 @@ def source_of(run: Run, model: Float) -> Source:
     return Source(graph, functools.partial(onnx, half=True), model.input, model.labels, calibration, histograms, run.recipe.seed)
 
 
-def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline: Float) -> dict[str, Any]:
-    """Ship one target; returns its entry of result.json."""
+def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline: Float, trained: Float | None = None) -> dict[str, Any]:
+    """Ship one target; returns its entry of result.json. `trained` is what a qat stage made of `model`."""
     promise = promise_of(run.recipe.promise, target)
     run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
-    tried = _timed(run, target, _all_tried(run, target, source, model))
+    tried = _timed(run, target, _all_tried(run, target, source, model) + _trained(run, target, model, trained))
     float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
     chosen, why = choose.choose(tried, promise, float_top1)
     if chosen is None:
@@ -157,10 +157,23 @@ def _all_tried(run: Run, target: AnyTarget, source: Source, model: Float) -> lis
     return tried
 
 
-def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float) -> Tried:
+def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -> list[Tried]:
+    """The QDQ candidates of the target once more, from the model and the ranges of a qat stage, where there was one."""
+    if trained is None:
+        return []
+    source = replace(source_of(run, trained), learned=trained.facts["origin"]["quantized"])
+    twins = [
+        replace(c, name=f"{c.name}-qat", how={**c.how, "qat": True})
+        for c in target.tried(run.recipe.effort)
+        if c.precision == "int8" and "calibrations" in c.how
+    ]
+    return [_tried(run, target, twin, source, model, trained.key) for twin in twins]
+
+
+def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float, key: str = "") -> Tried:
     """Build one candidate and measure its accuracy on the choice images; a refusal by the runtime is a result too."""
     made_from = {
-        "model": model.key,
+        "model": key or model.key,
         "target": target.model_dump(mode="json", include=target.building),
         "candidate": asdict(candidate),
         "images": source.calibration.sha256,

@@ -29,6 +29,7 @@ from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
 from edgecnn.store import Entry, Store
 from edgecnn.targets.onnx import export_onnx
+from edgecnn.targets.qdq import Form
 from edgecnn.train import predict, seed_all
 from edgecnn.zoo import count_macs, count_parameters
 
@@ -77,12 +78,15 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         if stage.prunes and unpruned is None:
             unpruned = before.load  # a stage that prunes works on a copy
 
+        forms = int8_forms(run.recipe) if stage.quantizes else ()
         logs = run.store.root / "tensorboard" / f"{position}-{stage.stage}"
 
-        def make(work: Path, stage: Any = stage, before: Float = before, unpruned: Any = unpruned, logs: Path = logs) -> dict[str, Any]:
+        def make(
+            work: Path, stage: Any = stage, before: Float = before, unpruned: Any = unpruned, logs: Path = logs, forms: Any = forms
+        ) -> dict[str, Any]:
             begun = time.monotonic()
             run.screen.say(f"stage {stage.stage}")
-            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs))
+            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs, forms))
             for left in work.glob("checkpoint.pt*"):  # done is done: only an unfinished training goes on from one
                 left.unlink()
             return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}
@@ -93,6 +97,7 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
             "stage": {**stage.model_dump(mode="json", exclude={"tensorboard"}), **stage.inputs()},
             "data": run.data.digest,
             "seed": run.recipe.seed,
+            **({"forms": [asdict(form) for form in forms]} if forms else {}),
         }
         entry = _once(run, "stage", inputs, make, together=stage.trains)
         models.append(_measured(run, entry))
@@ -144,6 +149,17 @@ def _once(run: Run, kind: str, inputs: dict[str, Any], make: Callable[[Path], di
             make(Path(scratch))
     found: Entry = shared(entry if rank() == 0 else None)
     return found
+
+
+def int8_forms(recipe: Recipe) -> tuple[Form, ...]:
+    """In which the targets that may ship int8 take a QDQ graph, each form once, in the order of the targets."""
+    forms = [form for t in recipe.targets if t.precision in ("auto", "int8") and (form := t.form()) is not None]
+    return tuple(form for i, form in enumerate(forms) if form not in forms[:i])
+
+
+def finished(recipe: Recipe, models: list[Float]) -> Float:
+    """The model that every candidate is made from, but those of a qat stage, which comes last and keeps the one before it."""
+    return models[-2] if recipe.stages and recipe.stages[-1].quantizes else models[-1]
 
 
 def baseline(recipe: Recipe, models: list[Float]) -> Float:

@@ -20,7 +20,18 @@ from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA, InputSpec
 from edgecnn.errors import DeviceError
-from edgecnn.floats import Float, Run, baseline, first_inputs, first_model, float_models, images, link_evaluation, time_stages
+from edgecnn.floats import (
+    Float,
+    Run,
+    baseline,
+    finished,
+    first_inputs,
+    first_model,
+    float_models,
+    images,
+    link_evaluation,
+    time_stages,
+)
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
 from edgecnn.recipe import Recipe, recipe_digest
@@ -58,10 +69,12 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         models, stages = float_models(run)
         time_stages(run, models, stages)
         first = baseline(recipe, models)
-        for spec in {models[-1].input, *(target.file_input(models[-1].input) for target in recipe.targets)}:
+        model = finished(recipe, models)
+        for spec in {model.input, *(target.file_input(model.input) for target in recipe.targets)}:
             link_evaluation(run, spec)
-        source = source_of(run, models[-1])
-        targets = [deliver(run, target, source, models[-1], first) for target in recipe.targets]
+        source = source_of(run, model)
+        trained = models[-1] if models[-1] is not model else None
+        targets = [deliver(run, target, source, model, first, trained) for target in recipe.targets]
         compared = controls(run, models) if recipe.controls else []
         result = {
             "schema": SCHEMA,

@@ -268,7 +268,14 @@ def _training_has_images(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 def _stages_in_order(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     trained, pruned = recipe.model.has_weights, False
+    quantized = next((i for i, stage in enumerate(recipe.stages) if stage.quantizes), len(recipe.stages))
     for i, stage in enumerate(recipe.stages):
+        if i > quantized:
+            yield ("stages", i), f"comes after stages[{quantized}], qat, whose learned ranges it would spoil. Put qat last."
+        if stage.quantizes and not trained:
+            yield ("stages", i), "starts from the ranges of random weights. Put a train stage before it."
+        if stage.quantizes and not any(t.precision in ("auto", "int8") and t.form() is not None for t in recipe.targets):
+            yield ("stages", i), "trains for int8, and no target may ship int8. Give a target precision: int8, or leave the stage out."
         if stage.prunes and not trained:
             yield ("stages", i), "prunes random weights: which channels matter is not known yet. Put a train stage before it."
         if isinstance(stage, Distil) and stage.teacher == "before-pruning" and not pruned:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from edgecnn.data import Data
+    from edgecnn.targets.qdq import Form
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,7 @@ class Context:
         work: a folder of this stage alone, kept between interrupted runs; checkpoints go here.
         screen: where progress is shown.
         unpruned: loads the model as it was before the first stage that prunes; None where none has.
+        forms: in which the recipe's int8 targets take a QDQ graph, each once.
         logs: a folder for TensorBoard; None puts it into `work`.
     """
 
@@ -57,3 +59,4 @@ class Context:
     screen: Screen
     unpruned: Callable[[], TorchModel] | None = None
     logs: Path | None = None
+    forms: tuple[Form, ...] = ()

@@ -42,6 +42,8 @@ ORDER = [
         "models",
         "train",
         "losses",
+        "fake_quant",
+        "folding",
         "measure",
         "pruning",
         "latency_table",

@@ -8,6 +8,7 @@ from pydantic import Field
 
 from edgecnn.stages.distil import Distil
 from edgecnn.stages.prune import Prune
+from edgecnn.stages.qat import Qat
 from edgecnn.stages.train import Train
 
-AnyStage = Annotated[Train | Distil | Prune, Field(discriminator="stage")]
+AnyStage = Annotated[Train | Distil | Prune | Qat, Field(discriminator="stage")]

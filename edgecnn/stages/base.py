@@ -21,6 +21,7 @@ class Stage(Config):
     compresses: ClassVar[bool] = False  # accuracy drops are counted from the model before the first stage that does
     trains: ClassVar[bool] = False  # learns from the training images
     prunes: ClassVar[bool] = False  # makes the network narrower
+    quantizes: ClassVar[bool] = False  # trains for the targets' int8 forms; the model before it is offered to them too
 
     def inputs(self) -> dict[str, Any]:
         """What decides the result besides the settings, the model, the data and the seed, JSON-able: the content of files, the machine."""

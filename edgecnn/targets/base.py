@@ -60,6 +60,7 @@ class Source:
         calibration: the prepared calibration images.
         histograms: of every float activation of `onnx` over the calibration images; computed at most once.
         seed: of everything random.
+        learned: `form` and `ranges` each, where a qat stage made `onnx`; QDQ graphs then take these ranges.
     """
 
     onnx: Path
@@ -69,6 +70,7 @@ class Source:
     calibration: Packed
     histograms: Callable[[], Mapping[str, Histogram]]
     seed: int
+    learned: Sequence[Mapping[str, Any]] | None = None
 
     def artifact(
         self,

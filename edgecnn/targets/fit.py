@@ -40,6 +40,11 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         form: what the runtime wants.
         exclude: names of nodes to keep in float.
     """
+    if source.learned is not None:
+        keys = ("activations", "reduce_range")
+        made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
+        write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
+        return ["weights and ranges of the qat stage"]
     wanted = _logits(source.onnx, source.calibration, source.input)
     with tempfile.TemporaryDirectory() as work:
         errors, files = {}, {}

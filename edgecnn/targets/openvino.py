@@ -61,7 +61,7 @@ class Openvino(Target):
         with tempfile.TemporaryDirectory() as work, hushed():
             notes: list[str] = []
             graph = source.onnx
-            if candidate.name == "int8-qdq":
+            if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
                 notes = fit_qdq(
                     source,
