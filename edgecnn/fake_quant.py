@@ -142,7 +142,8 @@ class FakeQuantized(nn.Module):
         program = self._programs[number]
         scales, zeros = self._scales(number).detach().tolist(), getattr(self, f"zero_points_{number}").tolist()
         rows = zip(program.pairs, scales, zeros, strict=True)
-        return {name: ((program.low - zero) * scale, (program.high - zero) * scale) for name, scale, zero in rows}
+        low = max(program.low, -127)  # the symmetric form's scale is a 127th of the larger end
+        return {name: ((low - zero) * scale, (program.high - zero) * scale) for name, scale, zero in rows}
 
     def _scales(self, number: int) -> Tensor:
         scales: Tensor = getattr(self, f"first_scales_{number}") * self.log_scales[number].exp()
