@@ -161,7 +161,7 @@ def test_scalars_are_yaml_1_2(text: str, value: object) -> None:
         (
             changed("seed: 3", "colour: 3"),
             "r.yaml:2: colour: unknown key; the keys here are name, seed, model, data, stages, targets, promise, "
-            "effort, choose, bench, trust.",
+            "effort, choose, controls, bench, trust.",
         ),
         (
             changed("  - stage: train\n    epochs: 3", "  - stage: train"),
