@@ -23,6 +23,7 @@ import numpy as np
 from edgecnn.device import machine, onnx_file
 from edgecnn.device.graph import Node, OnnxGraph, read_ir, read_onnx
 from edgecnn.device.runtimes import open_runner
+from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import SCHEMA, Manifest
 from edgecnn.device.stats import percentile
 from edgecnn.errors import DeviceError, UsageError
@@ -172,7 +173,7 @@ def _ort_events(model: str | bytes, example: np.ndarray, threads: int, calls: in
     options.enable_profiling = True
     with tempfile.TemporaryDirectory() as work:
         options.profile_file_prefix = str(Path(work) / "profile")
-        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+        session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN)
         name = session.get_inputs()[0].name
         for _ in range(WARM_UP_CALLS + calls):
             session.run(None, {name: example})

@@ -18,6 +18,7 @@ import numpy as np
 
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
+from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import InputSpec
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def _session(graph: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1  # the order of sums, and so every bit, must not depend on the number of cores
-    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN)
 
 
 class _Bias:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import Manifest
 from edgecnn.errors import ModelError
 
@@ -75,7 +76,10 @@ def _onnx(path: Path, least: int) -> Halves:
     ends[1].graph.input[0].type.tensor_type.shape.dim[0].dim_param = "some"
     options = ort.SessionOptions()
     options.log_severity_level, options.intra_op_num_threads = 3, 1
-    front, tail = (ort.InferenceSession(end.SerializeToString(), options, providers=["CPUExecutionProvider"]) for end in ends)
+    front, tail = (
+        ort.InferenceSession(end.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN)
+        for end in ends
+    )
     kind = np.float16 if "float16" in tail.get_inputs()[0].type else np.float32
     return Halves(
         lambda x: np.asarray(front.run(None, {given: x})[0], np.float32),
