@@ -6,6 +6,7 @@ import json
 import shlex
 import signal
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -271,6 +272,28 @@ def report(
 
 
 @app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Run folders or their result.json; A is the baseline.")],
+    html: Annotated[Path | None, typer.Option("--html", help="Also write the comparison to this file, as a page.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Hold runs against the first: what changed in the recipe, and in accuracy, latency and size, or that it cannot be told."""
+    from edgecnn.compare import compare, tables, write_page
+
+    found = compare(runs)
+    if html:
+        write_page(found, html)
+    if as_json:
+        print(json.dumps(found))
+        return DONE
+    for title, head, rows in tables(found):
+        print(f"\n{title}")
+        _table(head, rows)
+    print("\n".join(["", *found["remarks"], *([str(html)] if html else [])]))
+    return DONE
+
+
+@app.command()
 def clean(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
@@ -369,7 +392,7 @@ def recipe_init(
     return DONE
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[Any, ...]]) -> None:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
     """An aligned table without a frame; plain text where the output is piped."""
     from rich.console import Console
     from rich.table import Table

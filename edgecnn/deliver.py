@@ -271,6 +271,7 @@ def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:
     return {
         **summarise(*(r.samples_s for r in results)),
         "samples": [sample for r in results for sample in r.samples_s],
+        "samples_by_process": [len(r.samples_s) for r in results],
         "processes": len(results),
         "threads": results[0].threads,
         "load_s": float(np.median([r.load_s for r in results])),

@@ -62,7 +62,7 @@ def bad_inputs(folder: Path) -> dict[str, Path]:
 
 
 def commands(recipe: Path, good: Path) -> dict[str, Callable[[Path], list[object]]]:
-    """Twenty commands that take a path."""
+    """Twenty-one commands that take a path."""
     quick = ["compress", "-r", recipe, "-o", "out", "-q"]
     return {
         "compress": lambda x: ["compress", "-r", x, "-o", "out"],
@@ -72,6 +72,7 @@ def commands(recipe: Path, good: Path) -> dict[str, Callable[[Path], list[object
         "compress arrays": lambda x: [*quick, "--set", "data={source: arrays, path: " + repr(str(x)) + "}"],
         "recipe check": lambda x: ["recipe", "check", x],
         "report": lambda x: ["report", x],
+        "compare": lambda x: ["compare", x, x],
         "clean": lambda x: ["clean", x],
         "verify": lambda x: ["verify", x],
         "verify --signer": lambda x: ["verify", x, "--signer", x],

@@ -66,7 +66,7 @@ ORDER = [
         "bom",
     ],
     ["boards"],
-    ["floats", "trust", "deliver"],
+    ["floats", "trust", "deliver", "compare"],
     ["controls"],
     ["pipeline"],
     ["cli"],

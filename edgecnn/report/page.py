@@ -11,7 +11,7 @@ import base64
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +110,14 @@ def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: 
         doubts=doubts(result),
         circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
     )
+
+
+def render_tables(title: str, tables: Sequence[tuple[str, tuple[str, ...], list[tuple[str, ...]]]], remarks: Sequence[str]) -> str:
+    """A page of plain tables (title, head, rows of text), such as `edgecnn compare` shows, in the style of the report."""
+    from jinja2 import Environment, FileSystemLoader
+
+    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return page.get_template("tables.html.j2").render(title=title, tables=tables, remarks=remarks)
 
 
 def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
