@@ -98,7 +98,7 @@ def compare(paths: Sequence[Path]) -> dict[str, Any]:
         IntegrityError: a result or predictions that cannot be read.
     """
     if not 2 <= len(paths) <= len(LETTERS):
-        raise UsageError(f"{len(paths)} runs: not something to compare. Give two run folders or more, {len(LETTERS)} at most.")
+        raise UsageError(f"compare: found {len(paths)} of at least two runs. Give two run folders or more, {len(LETTERS)} at most.")
     first, *others = runs = [_read(letter, path) for letter, path in zip(LETTERS, paths, strict=False)]
     pairs = {run.letter: _matched(first, run) for run in others}
     targets: list[dict[str, Any]] = []
@@ -125,7 +125,7 @@ def tables(found: dict[str, Any]) -> list[Table]:
     """What `compare` found, as title, head and rows of text: what the terminal and the page show."""
     letters = tuple(run["run"] for run in found["runs"])
     shown: list[Table] = [
-        ("runs", ("", "folder", "recipe", "verdict"), [(r["run"], r["folder"], r["name"], r["verdict"]) for r in found["runs"]]),
+        ("runs", ("run", "folder", "recipe", "verdict"), [(r["run"], r["folder"], r["name"], r["verdict"]) for r in found["runs"]]),
         ("what changed", ("key", *letters), [(c["key"], *map(_text, c["values"])) for c in found["changed"]] or [("nothing",)]),
         (
             "what ships",
