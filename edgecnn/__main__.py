@@ -17,7 +17,7 @@ def main() -> int:
         if sys.argv[1:2] and sys.argv[1] in ("compress", "report", "recipe", "models", "doctor"):
             print(f"edgecnn: {sys.argv[1]} needs the host's packages. Install them: pip install 'edgecnn[all]'", file=sys.stderr)
             return 2
-        return board()
+        return board(own_process=True)
     from edgecnn.cli import run
 
     return run()

@@ -32,11 +32,11 @@ TIMEOUT_S = 3600.0
 _SAME_EVERYWHERE: dict[int, type[EdgecnnError]] = {2: UsageError, 3: DataError, 7: IntegrityError}
 
 
-def command(words: Sequence[str]) -> int:
-    """Run one of the board's commands, on a board where `--on BOARD` is among `words`."""
+def command(words: Sequence[str], *, own_process: bool = False) -> int:
+    """Run one of the board's commands, on a board where `--on BOARD` is among `words`. `own_process`: see `main`."""
     words, place = _taken(words)
     if place is None:
-        return here(words, prog="edgecnn")
+        return here(words, prog="edgecnn", own_process=own_process)
     arguments = parser("edgecnn").parse_args(words)
     if words[0] not in ("verify", "run", "eval"):
         raise UsageError(f"{words[0]} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {words[0]}` there.")

@@ -139,7 +139,7 @@ def _board(name: str, text: str) -> None:
     def command(context: typer.Context) -> int:
         from edgecnn.boards import command
 
-        return command([name, *context.args])
+        return command([name, *context.args], own_process=True)
 
     command.__doc__ = text
     app.command(name, context_settings=BOARD, add_help_option=False)(command)

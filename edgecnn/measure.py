@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import edgecnn
-from edgecnn.device.agent import die_with_parent
 from edgecnn.device.machine import identity
 from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result
@@ -151,7 +150,9 @@ def _here(words: Sequence[object]) -> tuple[int, str, str]:
     package = str(Path(edgecnn.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     texts = [str(word.path) if isinstance(word, Out) else str(word) for word in words]
-    command = [sys.executable, "-m", "edgecnn.device", *texts, "--json"]
+    # A run that is killed leaves nobody who writes into its folder. Not by preexec_fn: Python in a fork goes ill with threads and Ctrl-C.
+    start = f"from edgecnn.device.agent import die_with_parent as d; d({os.getpid()}); from edgecnn.device.__main__ import main; "
+    command = [sys.executable, "-c", start + "raise SystemExit(main(own_process=True))", *texts, "--json"]
     try:
         done = subprocess.run(
             command,
@@ -159,7 +160,6 @@ def _here(words: Sequence[object]) -> tuple[int, str, str]:
             text=True,
             timeout=TIMEOUT_S,
             env={**os.environ, "PYTHONPATH": path},
-            preexec_fn=die_with_parent,  # a run that is killed leaves nobody who writes into its folder
             check=False,
         )
     except subprocess.TimeoutExpired:

@@ -37,6 +37,7 @@ ALLOWED = {
     ("device/tensorrt.py", "importlib.import_module", "package"): "a runtime, by one of two constant names",
     ("device/feed.py", "importlib.import_module", "cv2"): "OpenCV",
     ("device/runtimes/trt.py", "deserialize_cuda_engine", "engine.plan"): "an engine built here, from a verified graph, digest checked",
+    ("device/nvml.py", "ctypes.CDLL", "LIBRARY"): "NVIDIA's management library, by its name, from the system's own folders",
     ("device/confine.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
     ("device/bundle.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
     ("device/agent.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",

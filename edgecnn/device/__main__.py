@@ -23,8 +23,10 @@ from edgecnn.device.spec import Manifest, Result, read_manifest
 from edgecnn.errors import DataError, DeviceError, UsageError, guarded
 
 
-def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device") -> int:
+def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device", *, own_process: bool = False) -> int:
+    """Run one command; with `own_process`, the process ends with it and may confine itself for good."""
     arguments = parser(prog).parse_args(argv)
+    arguments.own_process = own_process
     return guarded(lambda: arguments.command(arguments))
 
 
@@ -375,7 +377,7 @@ def evaluation_set(arguments: argparse.Namespace) -> Path:
 
 def _confine(arguments: argparse.Namespace, manifest: Manifest, *writable: Path) -> None:
     """Before a model file is parsed: from here on this process writes nowhere else. GPUs and their caches need more than that."""
-    if manifest.runtime != "tensorrt" and not arguments.provider:
+    if arguments.own_process and manifest.runtime != "tensorrt" and not arguments.provider:
         confine(writable=writable)
 
 
@@ -406,4 +408,4 @@ def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> No
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(own_process=True))

@@ -163,7 +163,7 @@ def _make_room(files: Path, wanted: set[str], more: int) -> None:
 
 def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]:
     """Exit code, stdout and stderr of the board's half; it is killed when the host hangs up, with everything it started."""
-    start = "import sys; sys.path.insert(0, 'code'); from edgecnn.device.__main__ import main; sys.exit(main())"
+    start = "import sys; sys.path.insert(0, 'code'); from edgecnn.device.__main__ import main; sys.exit(main(own_process=True))"
     child = subprocess.Popen(
         [sys.executable, "-B", "-c", start, *words],
         cwd=work,
@@ -201,9 +201,11 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
     return code, out, err
 
 
-def die_with_parent() -> None:
-    """End this process when the one that started it ends, however that ends."""
+def die_with_parent(parent: int | None = None) -> None:
+    """End this process when the one that started it ends, however that ends; at once if that was `parent` and is gone already."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)
 
 
 def _line() -> bytes:

@@ -107,7 +107,7 @@ def _robustness(
         packed = corrupted(artifact.manifest.input)
         with on(target.device) as board:
             evaluate(artifact.folder, packed.folder, work / "logits.npy", threads=target.threads, runtime=stand_in, board=board)
-        np.save(work / "top1.npy", np.load(work / "logits.npy").argmax(1))
+        np.save(work / "top1.npy", np.load(work / "logits.npy", allow_pickle=False).argmax(1))
         (work / "logits.npy").unlink()
 
     seen = {"kinds": kinds, "n": n, "data": run.data.digest, "seed": run.recipe.seed}
