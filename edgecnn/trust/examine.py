@@ -114,7 +114,7 @@ def _robustness(
     file = {"file": artifact.manifest.digests, "options": artifact.manifest.options, "runtime": stand_in or target.runtime}
     first = run.store.once("float-corrupted", {"model": baseline.key, **seen}, by_float)
     second = run.store.once("file-corrupted", {**file, **seen, "machine": identity_of(target.device)}, by_file)
-    was, now = (np.load(entry.folder / "top1.npy").reshape(len(kinds), n) == labels for entry in (first, second))
+    was, now = (np.load(entry.folder / "top1.npy", allow_pickle=False).reshape(len(kinds), n) == labels for entry in (first, second))
     clean = np.stack([before.top1[:n] == labels, after.top1[:n] == labels])
     return {"n": n, **extra_drops(kinds, was, now, clean)}
 
