@@ -20,7 +20,7 @@ def main() -> int:
         return board(own_process=True)
     from edgecnn.cli import run
 
-    return run()
+    return run(own_process=True)
 
 
 if __name__ == "__main__":

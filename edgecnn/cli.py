@@ -37,8 +37,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 BOARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
 
 
-def run() -> int:
-    """Run the command line and return the exit code."""
+def run(*, own_process: bool = False) -> int:
+    """Run the command line and return the exit code; with `own_process`, the process ends with it and may confine itself for good."""
     # What kills a run politely must end its children and leave the lock free, as Ctrl-C does. Not by raising SIGINT: a job started
     # with `&` in a script ignores that one.
     signal.signal(signal.SIGTERM, _interrupt)
@@ -47,7 +47,7 @@ def run() -> int:
     def call() -> int:
         nonlocal code
         try:
-            code = app(standalone_mode=False) or DONE
+            code = app(standalone_mode=False, obj=own_process) or DONE
         except typer.Exit as leave:
             code = leave.exit_code
         except typer.Abort:
@@ -139,7 +139,7 @@ def _board(name: str, text: str) -> None:
     def command(context: typer.Context) -> int:
         from edgecnn.boards import command
 
-        return command([name, *context.args], own_process=True)
+        return command([name, *context.args], own_process=bool(context.obj))
 
     command.__doc__ = text
     app.command(name, context_settings=BOARD, add_help_option=False)(command)

@@ -29,6 +29,7 @@ ALLOWED = {
     ("parser.py", "numpy.load", "allow_pickle=False"): "foreign arrays, in a confined process",
     ("floats.py", "numpy.load", "allow_pickle=False"): "our own logits",
     ("deliver.py", "numpy.load", "allow_pickle=False"): "our own logits",
+    ("trust/predicted.py", "numpy.load", "allow_pickle=False"): "our own predictions, of a run folder",
     ("trust/examine.py", "numpy.load", "allow_pickle=False"): "our own logits",
     ("targets/calibration.py", "numpy.load", "allow_pickle=False"): "our own histograms",
     ("device/packed.py", "numpy.load", "allow_pickle=False"): "prepared images, whose digest is in set.json",
