@@ -293,3 +293,15 @@ def test_the_commands(bundle: Path) -> None:
     archive.write_bytes(archive.read_bytes()[:-1])
     done = device("verify", archive)
     assert (done.returncode, done.stdout) == (7, "")
+
+
+def test_only_a_regular_file_is_replaced(bundle: Path, tmp_path: Path) -> None:
+    """A folder or a named pipe under the archive's name is refused and stays, as a device would."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    (tmp_path / "folder").mkdir()
+    for there in (pipe, tmp_path / "folder"):
+        with pytest.raises(UsageError, match="no regular file"):
+            pack(bundle, there)
+    assert pipe.is_fifo()
+    assert (tmp_path / "folder").is_dir()

@@ -44,9 +44,12 @@ def pack(bundle: Path, out: Path) -> str:
 
     Raises:
         IntegrityError: the bundle is not what was made, or is larger than any archive may be.
+        UsageError: `out` is there and no regular file.
     """
     verify_bundle(bundle)
     sums = (bundle / SUMS).read_bytes()
+    if out.exists() and not out.is_file():  # a folder, or a device, which the rename below would replace
+        raise UsageError(f"{out}: there, and no regular file. Name a new file with --out.")
     first = [SUMS, SIGNATURE] if (bundle / SIGNATURE).exists() else [SUMS]
     handle, name = tempfile.mkstemp(dir=out.parent, prefix=f".{out.name}.", suffix=".tmp")
     work = Path(name)
