@@ -18,7 +18,6 @@ import numpy as np
 
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
-from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import InputSpec
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def _session(graph: onnx.ModelProto) -> ort.InferenceSession:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1  # the order of sums, and so every bit, must not depend on the number of cores
-    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN)
+    return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 class _Bias:

@@ -18,7 +18,6 @@ import numpy as np
 from edgecnn.device.evaluate import softmax
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
-from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import InputSpec
 from edgecnn.targets.base import Source
 from edgecnn.targets.bias import correct_bias
@@ -95,7 +94,7 @@ def _logits(model: Path, images: Packed, spec: InputSpec) -> np.ndarray:
     options = ort.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN)
+    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
     (given,) = session.get_inputs()
     few = range(min(IMAGES, len(images)))
     return np.concatenate([session.run(None, {given.name: normalise(images.images[i : i + 1], spec)})[0] for i in few])

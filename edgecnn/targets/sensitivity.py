@@ -12,7 +12,6 @@ import numpy as np
 
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
-from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import InputSpec
 
 IMAGES = 16
@@ -57,9 +56,7 @@ def worst_layers(model: Path, quantized: Path, images: Packed, spec: InputSpec) 
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = 1
-        return ort.InferenceSession(
-            graph.SerializeToString(), options, providers=["CPUExecutionProvider"], disabled_optimizers=AS_WRITTEN
-        ), wanted
+        return ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"]), wanted
 
     there = {node.name for node in onnx.load(str(quantized)).graph.node}
     nodes = onnx.load(str(model)).graph.node
