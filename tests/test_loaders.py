@@ -41,6 +41,7 @@ ALLOWED = {
     ("device/runtimes/trt.py", "deserialize_cuda_engine", "engine.plan"): "an engine built here, from a verified graph, digest checked",
     ("device/nvml.py", "ctypes.CDLL", "LIBRARY"): "NVIDIA's management library, by its name, from the system's own folders",
     ("device/confine.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
+    ("device/quiet.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
     ("device/bundle.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
     ("device/agent.py", "ctypes.CDLL", "None"): "the C library that Python itself runs on",
     ("device/cuda.py", "ctypes.CDLL", "libcuda"): "NVIDIA's driver",

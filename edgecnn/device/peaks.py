@@ -23,7 +23,7 @@ import numpy as np
 from edgecnn.device import machine
 from edgecnn.device.machine import NOT_AVAILABLE
 from edgecnn.device.onnx_file import model, node, tensor, value
-from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.errors import DeviceBug, DeviceError
 
 # Channels, height and kernel: small ones keep everything in the cache, large ones give many threads and matrix units enough to do.
@@ -201,14 +201,13 @@ def _openvino(model: bytes, x: np.ndarray, dtype: str, threads: int) -> Iterator
     silence_openvino()
     import openvino as ov
 
-    core = ov.Core()
-    if dtype == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-        yield None
-        return
     hint = "bf16" if dtype == "bf16" else "f32"
     config = {"PERFORMANCE_HINT": "LATENCY", "INFERENCE_NUM_THREADS": str(threads), "INFERENCE_PRECISION_HINT": hint}
-    request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request()
-    yield lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)
+    with signal_stack_kept():
+        core = ov.Core()
+        able = dtype != "bf16" or "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        request = core.compile_model(core.read_model(model), "CPU", config).create_infer_request() if able else None
+    yield (lambda: request.infer({0: x}, share_inputs=True, share_outputs=True)) if request else None
 
 
 def convolution(dtype: str, channels: int, size: int, kernel: int) -> tuple[bytes, np.ndarray, int]:

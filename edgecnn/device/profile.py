@@ -22,6 +22,7 @@ import numpy as np
 
 from edgecnn.device import machine, onnx_file
 from edgecnn.device.graph import Node, OnnxGraph, read_ir, read_onnx
+from edgecnn.device.quiet import signal_stack_kept
 from edgecnn.device.runtimes import open_runner
 from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import SCHEMA, Manifest
@@ -218,6 +219,7 @@ def _chain(length: int, inputs: int) -> bytes:
     return onnx_file.model(nodes, [], *ends)
 
 
+@signal_stack_kept()
 def _openvino(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, calls: int) -> list[list[tuple[str, str, float]]]:
     import openvino as ov
 

@@ -20,7 +20,7 @@ import numpy as np
 
 from edgecnn.device.machine import instruction_sets
 from edgecnn.device.preprocess import normalise
-from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.device.spec import Artifact
 from edgecnn.screen import hushed
 from edgecnn.targets.base import Candidate, Source, Target
@@ -89,6 +89,7 @@ class Openvino(Target):
         return None if find_spec("nncf") else "nncf is not installed here. Install it: pip install 'edgecnn[host]'"
 
 
+@signal_stack_kept()
 def _quantize(model: Any, source: Source, *, fast_bias_correction: bool) -> Any:
     import nncf
 

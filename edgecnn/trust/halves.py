@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.device.runtimes.ort import AS_WRITTEN
 from edgecnn.device.spec import Manifest
 from edgecnn.errors import ModelError
@@ -87,6 +87,7 @@ def _onnx(path: Path, least: int) -> Halves:
     )
 
 
+@signal_stack_kept()
 def _openvino(path: Path, options: dict[str, str], least: int) -> Halves:
     silence_openvino()
     import openvino as ov

@@ -12,7 +12,7 @@ from types import TracebackType
 
 import numpy as np
 
-from edgecnn.device.quiet import silence_openvino
+from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.device.spec import Takes
 from edgecnn.errors import DeviceError
 
@@ -20,6 +20,7 @@ from edgecnn.errors import DeviceError
 class OpenvinoRunner:
     """A compiled model on one device; a device that is not there is refused, never replaced."""
 
+    @signal_stack_kept()
     def __init__(self, path: Path, *, threads: int, device: str | None, batch: int, options: Mapping[str, str]) -> None:
         silence_openvino()
         try:
