@@ -105,16 +105,20 @@ def compress(
     skip_bad: Annotated[
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them in the report.")
     ] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Serve a page, to this machine only, that shows the run while it works.")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only the verdict.")] = False,
     as_json: Json = False,
 ) -> int:
     """Run a recipe: model in, one verified bundle for each target and a verdict out."""
+    from contextlib import nullcontext
+
     from edgecnn.pipeline import compress, follow
     from edgecnn.pipeline import dry_run as dry
     from edgecnn.ranks import rank
     from edgecnn.recipe import load_recipe
     from edgecnn.screen import Screen
     from edgecnn.verdict import show_verdict
+    from edgecnn.watch import served
 
     changes = [*(settings or []), *(["data.skip_bad=true"] if skip_bad else [])]
     loaded = load_recipe(recipe, changes)
@@ -125,13 +129,15 @@ def compress(
     if dry_run:
         dry(loaded, screen)
         return DONE
-    result = compress(
-        loaded, recipe.read_text(encoding="utf-8"), out or Path("out") / loaded.name, shlex.join(["edgecnn", *sys.argv[1:]]), screen
-    )
+    folder = out or Path("out") / loaded.name
+    with served(folder) if watch else nullcontext("") as address:
+        if address:
+            print(f"watch: {address}", file=sys.stderr, flush=True)
+        result = compress(loaded, recipe.read_text(encoding="utf-8"), folder, shlex.join(["edgecnn", *sys.argv[1:]]), screen)
     if as_json:
         print(json.dumps(result))
     else:
-        show_verdict(result, out or Path("out") / loaded.name)
+        show_verdict(result, folder)
     return DONE if result["verdict"] == "pass" else PromiseBroken.exit_code
 
 
@@ -268,6 +274,25 @@ def report(
     html = out or result.parent / "report.html"
     write_report(result, html)
     print(html)
+    return DONE
+
+
+@app.command()
+def watch(
+    folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that goes on, or will.")],
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the state as one JSON object, and leave.")] = False,
+) -> int:
+    """Show a run while it works: here, and as a page for this machine only. Ctrl-C ends the watching, not the run."""
+    from edgecnn.watch import Progress, follow, served
+
+    progress = Progress(folder)
+    if as_json:
+        print(json.dumps(progress.state()))
+        return DONE
+    with served(folder, port) as address:
+        print(f"watch: {address}", file=sys.stderr, flush=True)
+        follow(progress, address)
     return DONE
 
 

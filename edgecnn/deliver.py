@@ -68,6 +68,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
     """Ship one target; returns its entry of result.json. `trained` is what a qat stage made of `model`."""
     promise = promise_of(run.recipe.promise, target)
     run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
+    run.screen.tell("target", target=target.name)
     tried = _timed(run, target, _all_tried(run, target, source, model) + _trained(run, target, model, trained))
     float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
     chosen, why = choose.choose(tried, promise, float_top1)
@@ -118,6 +119,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         + (f", p50 {latency['p50'] * 1e3:.3g} ms" if latency else ", not timed here")
         + f", {chosen.artifact.size_bytes / 1e6:.2f} MB: {verdict}"
     )
+    run.screen.tell("shipped", candidate=chosen.candidate.name, verdict=verdict)
     return {
         "name": target.name,
         "runtime": target.runtime,
@@ -154,7 +156,13 @@ def _all_tried(run: Run, target: AnyTarget, source: Source, model: Float) -> lis
             tried.append(Tried(candidate, target.may_ship(candidate), None, failure=f"choose: the {minutes:g} minutes are used up"))
         else:
             tried.append(_tried(run, target, candidate, source, model))
+        _tell(run, tried[-1])
     return tried
+
+
+def _tell(run: Run, t: Tried) -> None:
+    size = t.artifact.size_bytes if t.artifact else None
+    run.screen.tell("candidate", name=t.candidate.name, top1=t.top1 if t.artifact else None, size_bytes=size, failure=t.failure)
 
 
 def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -> list[Tried]:
@@ -167,7 +175,10 @@ def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -
         for c in target.tried(run.recipe.effort)
         if c.precision == "int8" and "calibrations" in c.how
     ]
-    return [_tried(run, target, twin, source, model, trained.key) for twin in twins]
+    tried = [_tried(run, target, twin, source, model, trained.key) for twin in twins]
+    for each in tried:
+        _tell(run, each)
+    return tried
 
 
 def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float, key: str = "") -> Tried:
@@ -237,6 +248,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
 
     def make(work: Path) -> None:
         run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
+        run.screen.tell("timing")
         with on(target.device) as board:
             results = latencies(
                 {name: artifact.folder for name, artifact in able.items()},
@@ -261,7 +273,9 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
         make,
     )
     results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
-    return [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
+    timed = [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
+    run.screen.tell("timed", p50_s={t.candidate.name: t.p50_s for t in timed})
+    return timed
 
 
 def _latency(results: tuple[Result, ...]) -> dict[str, Any] | None:

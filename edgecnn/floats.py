@@ -91,6 +91,7 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
                 left.unlink()
             return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}
 
+        run.screen.tell("step", step=1 + position)
         inputs = {
             "before": before.key,
             "position": position,

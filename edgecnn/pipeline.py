@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from edgecnn.deliver import deliver, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA, InputSpec
-from edgecnn.errors import DeviceError
+from edgecnn.errors import DeviceError, exit_code_of
 from edgecnn.floats import (
     Float,
     Run,
@@ -62,8 +65,8 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         screen: where progress is shown.
     """
     begun = time.monotonic()
-    with open_store(out, recipe.name) as store, noise_kept(out / "run.log"):
-        screen = replace(screen, log=out / "run.log")
+    screen = replace(screen, log=out / "run.log", progress=out / "progress.jsonl")
+    with open_store(out, recipe.name) as store, noise_kept(out / "run.log"), _told(recipe, command, screen):
         run = Run(recipe, load_data(recipe.data, recipe.seed, screen), store, screen)
         looks = preflight(run)
         models, stages = float_models(run)
@@ -74,7 +77,10 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
             link_evaluation(run, spec)
         source = source_of(run, model)
         trained = models[-1] if models[-1] is not model else None
-        targets = [deliver(run, target, source, model, first, trained) for target in recipe.targets]
+        targets = []
+        for i, target in enumerate(recipe.targets):
+            screen.tell("step", step=1 + len(recipe.stages) + i)
+            targets.append(deliver(run, target, source, model, first, trained))
         compared = controls(run, models) if recipe.controls else []
         result = {
             "schema": SCHEMA,
@@ -106,7 +112,23 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
         }
         write_report(store.write("result.json", json.dumps(result, indent=1) + "\n"), out / "report.html")
         store.finish()
+        screen.tell("end", verdict=result["verdict"])
         return result
+
+
+@contextmanager
+def _told(recipe: Recipe, command: str, screen: Screen) -> Iterator[None]:
+    """Begin progress.jsonl anew, with what there is to do, and end it with the fault if there is one."""
+    assert screen.progress is not None
+    screen.progress.unlink(missing_ok=True)
+    steps = ["check", *(stage.stage for stage in recipe.stages), *(target.name for target in recipe.targets)]
+    screen.tell("begin", name=recipe.name, command=command, pid=os.getpid(), steps=steps)
+    screen.tell("step", step=0)
+    try:
+        yield
+    except BaseException as fault:
+        screen.tell("end", error=exit_code_of(fault)[1] or f"a bug: {type(fault).__name__}: {fault}")
+        raise
 
 
 def follow(recipe: Recipe, out: Path) -> None:

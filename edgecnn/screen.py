@@ -1,9 +1,10 @@
-"""What a run shows while it works: one line a step, a progress bar in a terminal, everything in run.log."""
+"""What a run shows while it works: one line a step, a progress bar in a terminal, everything in run.log, events for `edgecnn watch`."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import sys
 import textwrap
@@ -16,6 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from edgecnn.remote import printable
+
+BAR_EVERY_S = 0.5
+
 
 class Bar(Protocol):
     """Shows how far a long step is."""
@@ -25,15 +30,17 @@ class Bar(Protocol):
 
 @dataclass(frozen=True)
 class Screen:
-    """Lines go to stderr (stdout is for results), unless quiet, and always to `log` where there is one."""
+    """Lines go to stderr (stdout is for results), unless quiet, and always to `log` and, as events, to `progress` where there are such."""
 
     quiet: bool = False
     log: Path | None = None
+    progress: Path | None = None
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+            print(one_line(text), file=sys.stderr, flush=True)
         self.note(text)
+        self.tell("said", text=text)
 
     def note(self, text: str) -> None:
         """Write to the log only."""
@@ -41,9 +48,32 @@ class Screen:
             with self.log.open("a", encoding="utf-8") as out:
                 out.write(f"{time.strftime('%H:%M:%S')} {text}\n")
 
+    def tell(self, event: str, **facts: Any) -> None:
+        """Write an event to `progress`: its kinds are those of `watch/progress.py`. What cannot be written is only not shown."""
+        if self.progress is not None:
+            line = json.dumps({"event": event, "at": time.time(), **facts}) + "\n"
+            with contextlib.suppress(OSError), self.progress.open("a", encoding="utf-8") as out:
+                out.write(line)
+
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Bar]:
         """A bar with time left in a terminal; a line every ten seconds where the output is piped."""
+        begun = last = time.monotonic()
+
+        def told(done: int, text: str) -> None:
+            nonlocal last
+            show(done, text)
+            now = time.monotonic()
+            if self.progress is not None and (now - last > BAR_EVERY_S or done == total):
+                last = now
+                left_s = (now - begun) / done * (total - done) if done else None
+                self.tell("bar", title=title, done=done, total=total, text=text, left_s=left_s)
+
+        with self._bar_shown(title, total) as show:
+            yield told
+
+    @contextmanager
+    def _bar_shown(self, title: str, total: int) -> Iterator[Bar]:
         if self.quiet:
             yield lambda done, text: None
         elif sys.stderr.isatty():
@@ -72,6 +102,11 @@ class Screen:
                     print(f"  {title} {done}/{total}, {left:.0f} s left  {text}", file=sys.stderr, flush=True)
 
             yield line
+
+
+def one_line(text: str) -> str:
+    """`text` without what could command a terminal, its indentation kept."""
+    return text[: len(text) - len(text.lstrip(" "))] + printable(text)
 
 
 _NOISE_LOG: ContextVar[Path | None] = ContextVar("noise_log", default=None)

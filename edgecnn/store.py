@@ -3,7 +3,7 @@
     recipe.json           which recipe the folder belongs to, and which steps its last finished run used
     store/KEY/            a finished step: its files and done.json with their digests; KEY covers its inputs, our code and the libraries
     work/KEY/             an unfinished step; goes on from there
-    bundles/NAME/ result.json report.html evaluation/ run.log
+    bundles/NAME/ result.json report.html evaluation/ run.log progress.jsonl
 
 A step is made in work/, synced to the disk, and renamed to store/ when it is whole: at any instant it is there or not, never half.
 Its digests are checked the first time a process reads it. Steps of earlier recipes stay until `edgecnn clean`.
@@ -49,7 +49,7 @@ LIBRARIES = (
     "Pillow",
 )
 # Our own files that only show results: a change there redoes nothing.
-SHOWING = ("cli.py", "doctor.py", "screen.py", "report", "__main__.py", "errors.py")
+SHOWING = ("cli.py", "doctor.py", "screen.py", "report", "watch", "verdict.py", "compare.py", "__main__.py", "errors.py")
 MIN_FREE_BYTES = 256 << 20
 
 

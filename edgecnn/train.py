@@ -136,6 +136,8 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
                     rate = step * how.batch / (time.monotonic() - begun)
                     so_far = f"  top-1 {best.top1:.1%}" if best.epoch > 0 else ""
                     bar(epoch * steps + step, f"epoch {epoch + 1}/{how.epochs}  loss {loss:.3f}{so_far}  {rate:.0f} images/s")
+                    if (epoch * steps + step) % max(1, how.epochs * steps // 400) == 0:
+                        ctx.screen.tell("curve", done=epoch * steps + step, total=how.epochs * steps, loss=loss)
                     if step % 10 == 0:
                         log({"loss": loss, "lr": optimizer.param_groups[0]["lr"], "images_per_s": rate}, epoch * steps + step)
 
@@ -160,6 +162,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
                 if rank() == 0:
                     _keep(state if ema is None else {**state, "ema": ema.state_dict()}, checkpoint)
                 log({"choice_top1": top1}, (epoch + 1) * steps)
+                ctx.screen.tell("curve", done=(epoch + 1) * steps, total=how.epochs * steps, top1=top1)
                 ctx.screen.note(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 on the choice images {top1:.4f}, {rate:.0f} images/s")
     finally:
         apart(module)

@@ -60,6 +60,7 @@ ORDER = [
         "board_readme",
         "doctor",
         "report",
+        "watch",
         "verdict",
         "sensitivity",
         "card",

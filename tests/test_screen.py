@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from edgecnn.screen import hushed, noise_kept
+from edgecnn.screen import Screen, hushed, noise_kept
 
 
 @pytest.mark.parametrize("handler", [logging.StreamHandler(), type(logging.lastResort)()], ids=["plain", "like lastResort"])  # type: ignore[misc]
@@ -29,3 +29,9 @@ def test_noise_goes_to_the_log_and_not_to_the_terminal(
     said = capsys.readouterr()
     assert said.out == said.err == ""
     assert all(word in (tmp_path / "run.log").read_text() for word in ("printed", "logged"))
+
+
+def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Escape codes, line breaks and marks that reorder text are shown as something harmless; indentation stays."""
+    Screen().say("  class \x1b[2J\u202eevil\nverdict: pass")
+    assert capsys.readouterr().err == "  class ?[2J?evil verdict: pass\n"
