@@ -235,6 +235,37 @@ def _locked(path: Path) -> Iterator[None]:
         lock.truncate(0)
 
 
+def _hold(folder: Path) -> int:
+    """Hold a folder, as its living owner does; the kernel frees it when that one dies, however it dies.
+
+    Raises:
+        BlockingIOError: it is held.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BaseException:
+        os.close(handle)
+        raise
+    return handle
+
+
+def _own_folder(prefix: str) -> tuple[Path, int]:
+    """A new temporary folder, held."""
+    while True:
+        folder = Path(tempfile.mkdtemp(prefix=prefix))
+        try:
+            handle = _hold(folder)
+        except (BlockingIOError, FileNotFoundError):
+            continue  # another run sweeps it, in the instant before it is held
+        except BaseException:
+            folder.rmdir()
+            raise
+        if folder.exists():
+            return folder, handle
+        os.close(handle)
+
+
 @contextmanager
 def _temporary() -> Iterator[None]:
     """A folder of this run's own for everything temporary, its children's too; those of runs that died are removed.
@@ -244,26 +275,23 @@ def _temporary() -> Iterator[None]:
     prefix = f"edgecnn-{os.getuid()}-"
     parent, before = Path(tempfile.gettempdir()), tempfile.tempdir
     for left in parent.glob(f"{prefix}*"):
-        with suppress(OSError), (left / "lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left, ignore_errors=True)
         with suppress(OSError):
-            if not any(left.iterdir()) and time.time() - left.stat().st_mtime > 60:
-                left.rmdir()  # its run died between the next two lines
-    folder = Path(tempfile.mkdtemp(prefix=prefix))
-    with (folder / "lock").open("wb") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        tempfile.tempdir, environment = str(folder), os.environ.get("TMPDIR")
-        os.environ["TMPDIR"] = str(folder)
-        try:
-            yield
-        finally:
-            tempfile.tempdir = before
-            if environment is None:
-                del os.environ["TMPDIR"]
-            else:
-                os.environ["TMPDIR"] = environment
-            shutil.rmtree(folder, ignore_errors=True)
+            handle = _hold(left)
+            shutil.rmtree(left, ignore_errors=True)
+            os.close(handle)
+    folder, handle = _own_folder(prefix)
+    tempfile.tempdir, environment = str(folder), os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
+        if environment is None:
+            del os.environ["TMPDIR"]
+        else:
+            os.environ["TMPDIR"] = environment
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(handle)
 
 
 def _sweep(out: Path) -> None:

@@ -55,6 +55,15 @@ def mutant(good: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
+def numbered(kind: str, folder: Path, good: bytes, seed: int, i: int) -> bytes:
+    """The mutant of that number. Of a bundle, one of its files: its name, a line break, and its changed content."""
+    draw = random.Random(f"{kind} {seed} {i}")
+    if kind != "bundle":
+        return mutant(good, draw)
+    path = draw.choice([p for p in sorted((folder / "bundle").glob("*")) if p.is_file()])
+    return path.name.encode() + b"\n" + mutant(path.read_bytes(), draw)
+
+
 def parsers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
     """Kind to a good file and what reads one; the good files lie in `folder`, where `make_good` put them."""
     from edgecnn import measure, parser
@@ -78,9 +87,7 @@ def parsers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
     def bundle(content: bytes) -> object:
         name, _, rest = content.partition(b"\n")
         whole = folder / "bundle"
-        path = whole / name.decode("latin-1")
-        if path.parent not in (whole, whole / "edgecnn") or not path.is_file():
-            return None
+        path = whole / name.decode()
         before = path.read_bytes()
         path.write_bytes(rest)
         try:
@@ -155,18 +162,10 @@ def main() -> None:
     good, read = parsers(folder)[kind]
     confine(writable=[folder])
     limit(memory_bytes=4 << 30)
-    goods = [good]
-    if kind == "bundle":
-        goods = [
-            b"%s\n%s" % (str(p.relative_to(folder / "bundle")).encode(), p.read_bytes())
-            for p in sorted((folder / "bundle").glob("*"))
-            if p.is_file()
-        ]
     refused = accepted = 0
     failures = []
     for i in range(first, first + number):
-        draw = random.Random(f"{kind} {seed} {i}")
-        content = mutant(draw.choice(goods), draw)
+        content = numbered(kind, folder, good, seed, i)
         print(i, flush=True)
         signal.alarm(10)  # a hang ends this process
         try:

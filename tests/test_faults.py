@@ -187,6 +187,29 @@ def test_killed_at_random(runs: Runs) -> None:
     print(f"\n{kills} random kills in {lineages} runs")
 
 
+@pytest.mark.faults
+@pytest.mark.parametrize("fault", ["SIGINT", "SIGTERM"])
+def test_interrupted_at_random(runs: Runs, fault: str) -> None:
+    """Ctrl-C or a polite kill at a random instant of a run for OpenVINO, whose plugin leaves a freed signal stack behind: 130, one line."""
+    settings = ["targets=[{name: nuc, runtime: openvino, precision: fp32}]"]
+    draw, times = random.Random(), 0
+    runs.fresh()
+    whole_s = runs("", settings=settings)["seconds"]
+    while times < count(2, 50, 200):
+        runs.fresh()
+        low = 0.05
+        while True:  # goes on from where it was interrupted, so that every part of a run has its turn
+            answer = runs(fault, after_s=draw.uniform(low, whole_s), settings=settings)
+            if answer["code"] == 0:
+                break
+            told_in_one_line({"struck": fault, **answer}, 130)
+            assert answer["orphans"] == 0
+            runs.check()
+            times, low = times + 1, min(low + 0.2, whole_s / 2)
+        assert runs("", settings=settings)["code"] == 0
+    print(f"\n{times} times {fault}")
+
+
 def test_killed_at_a_few_points(runs: Runs) -> None:
     """The short form: six points of a run, among them renames, and one error of each kind."""
     renames = [label for label in runs.labels if label.startswith("rename store")]

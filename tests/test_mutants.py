@@ -19,7 +19,7 @@ import pytest
 import tiny
 import torch
 from faults import REGRESSIONS, count, keep
-from mutants import mutant, parsers
+from mutants import numbered, parsers
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -107,10 +107,9 @@ def test_mutants(folder: Path, kind: str) -> None:
         refused += at - first
         first = at + 1
         assert len(failures) < 20
-    goods = parsers(folder)[kind][0]
+    good = parsers(folder)[kind][0]
     for i, _ in failures:
-        draw = random.Random(f"{kind} {seed} {i}")
-        keep(kind, mutant(goods, draw), f".{kind}")
+        keep(kind, numbered(kind, folder, good, seed, i), f".{kind}")
     print(f"\n{kind}: {refused} refused, {accepted} accepted, {crashed} crashed a runtime's own process, seed {seed}")
     assert not failures, failures[0][1]
     assert refused > number // 4 or number < 100
