@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint types unit bench peers wheel clean
+.PHONY: demo test lint types unit bench peers docs wheel clean
 demo: $(VENV)/ready  ## train, quantize and verify three bundles on the embedded digits
 	$(BIN)/edgecnn compress --recipe recipes/int8.yaml --out out/int8
 
@@ -51,6 +51,9 @@ test-browser: $(VENV)/ready  ## the report in Chromium, with axe-core; needs chr
 	npm install --silent --no-save --no-package-lock playwright-core axe-core
 	$(BIN)/pytest -n0 -m browser
 
+docs: $(VENV)/ready  ## the documentation, to site/index.html
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+
 wheel: $(VENV)/ready
 	$(BIN)/python -m build --wheel --no-isolation --outdir dist
 
@@ -60,4 +63,4 @@ $(VENV)/ready: pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf $(VENV) out dist
+	rm -rf $(VENV) out dist site

@@ -23,8 +23,8 @@ from edgecnn.device.meters import meters
 # What `edgecnn compress` imports: module, and the distribution that brings it.
 HOST = {
     **{name: name for name in ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxslim", "nncf", "pydantic")},
-    **{name: name for name in ("typer", "rich", "jinja2", "matplotlib")},
-    **{"sklearn": "scikit-learn", "PIL": "Pillow", "yaml": "PyYAML"},
+    **{name: name for name in ("typer", "rich", "jinja2", "vl_convert")},
+    **{"sklearn": "scikit-learn", "vl_convert": "vl-convert-python", "PIL": "Pillow", "yaml": "PyYAML"},
 }
 INSTALL = {
     "onnxruntime": "pip install 'edgecnn[onnxruntime]'",
