@@ -378,6 +378,34 @@ def test_rubbish(board: Sshd, bundle: Path, kind: str) -> None:
 
 
 @needs_sshd
+def test_rubbish_and_hanging_end_the_command_with_8(board: Sshd, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line: one line, 8, and the next command works."""
+    liar = board.folder / "liar"
+    for body in (RUBBISH["noise"], "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"):
+        liar.write_text(f"#!{board.python}\n{body}\n")
+        liar.chmod(0o755)
+        code, _, err = told(capsys, "verify", bundle, "--on", replace(board, python=liar).url)
+        assert code == 8
+        one_line(err)
+    words = [sys.executable, "-m", "edgecnn", "bench", bundle, "--json", "--on", board.url, "--min-time"]
+    measured = subprocess.run([*words, "0.01"], capture_output=True, text=True, check=False)
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)
+    broken = subprocess.Popen([*words, "9"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not board.agents():
+        assert broken.poll() is None
+        time.sleep(0.05)
+    for pid in board.agents():
+        os.kill(pid, signal.SIGKILL)
+    _, err = broken.communicate()
+    assert broken.returncode == 8, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1].startswith("edgecnn: ssh://"), err
+    assert board.nothing_left()
+    assert told(capsys, "verify", bundle, "--on", board.url)[0] == 0
+
+
+@needs_sshd
 def test_lying_answers(board: Sshd, bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Answers that are JSON but no answers, or offer files that nobody asked for, are refused."""
     good = (Path(agent.__file__)).read_text()
