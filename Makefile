@@ -26,12 +26,12 @@ test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
 
 # Pickles that run code, bombs, mutants, kills, full disks, hostile boards: SECURITY.md says what for. The short form is part of `unit`.
-FAULTS_TESTS := $(addprefix tests/test_,loaders.py untrusted.py faults.py mutants.py commands.py network.py sanity.py store.py)
+FAULTS_TESTS := $(addprefix tests/test_,faults.py mutants.py store_points.py sabotage.py untrusted.py commands.py network.py loaders.py sanity.py calibration_doubts.py store.py)
 faults: $(VENV)/ready  ## 15 minutes on two cores
-	FAULTS=minutes $(BIN)/pytest -n 2 --dist loadfile $(FAULTS_TESTS)
+	FAULTS=minutes $(BIN)/pytest -n 2 --dist worksteal $(FAULTS_TESTS)
 
 faults-long: $(VENV)/ready  ## hours
-	FAULTS=hours $(BIN)/pytest -n 2 --dist loadfile $(FAULTS_TESTS)
+	FAULTS=hours $(BIN)/pytest -n 2 --dist worksteal $(FAULTS_TESTS)
 
 test-arm64: $(VENV)/ready  ## a bundle on an emulated arm64 Debian; as root, with debootstrap, qemu-user-static and binfmt-support
 	$(BIN)/pytest -n0 -s tests/test_arm64.py

@@ -85,9 +85,12 @@ def _shown(out: str, arguments: Namespace) -> str:
     names: dict[str, Path] = {"in1": arguments.bundle}
     names |= {f"in{i}{_suffix(path)}": path for i, path in enumerate(getattr(arguments, "images", ()), 2)}
     if arguments.json:
-        answer = json.loads(out)
-        for entry in answer.get("images", ()):
-            entry["image"] = str(names.get(entry["image"], entry["image"]))
+        try:
+            answer = json.loads(out)
+            for entry in answer.get("images", ()):
+                entry["image"] = str(names.get(entry["image"], entry["image"]))
+        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+            raise DeviceError("the board's answer is not one of edgecnn's. Is edgecnn there the one that is here?") from None
         return json.dumps(answer)  # ASCII: every escape code is escaped
     lines = [_printable(line) for line in out.rstrip("\n").split("\n")]
     for i, line in enumerate(lines):

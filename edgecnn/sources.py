@@ -510,7 +510,7 @@ def _there(path: str, key: str = "path") -> Path:
 def _json(path: str, key: str) -> Any:
     try:
         return json.loads(_there(path, key).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise DataError(f"data.{key}: {path}: not a readable JSON file ({_first_line(fault)}). Correct the file.") from None
 
 

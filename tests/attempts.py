@@ -3,9 +3,9 @@
     python attempts.py RECIPE OUT
 
 reads one JSON object a line, `{fault, covered, after_s, at}`, and answers one a line. `fault` is kill, a signal's name or an errno's, or
-null. It strikes at the first write, rename, fsync, removal or new folder below OUT whose label is not in `covered`, or, with `after_s`,
-at a random instant. A label is the operation and the file's name without its random part, with a count where it occurs again.
-Only reading is done by torch and the runtimes' own code; their writes go through files that Python opened, or into `work/`.
+null. It strikes at the first write, rename, fsync, removal or new folder below OUT whose label is not in `covered`, with `after_s`
+after that time, or, with `inject`, where strace is told to: it is what follows `-e inject=`, and the log is `OUT/../strace`.
+A label is the operation and the file's name without its random part, with a count where it occurs again.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import signal
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -136,6 +137,7 @@ def main() -> None:
     import torch
     import torch.onnx
     import torchvision  # noqa: F401
+    from traced import attached
 
     import edgecnn.pipeline
 
@@ -145,18 +147,26 @@ def main() -> None:
     for line in sys.stdin:
         job = json.loads(line)
         reader, writer = os.pipe()
+        held, release = os.pipe()
         errors = os.open(out.parent / "stderr", os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         pid = os.fork()
         if pid == 0:
             os.dup2(errors, 2)
             os.dup2(writer, 3)
             os.dup2(os.open(os.devnull, os.O_RDWR), 1)
+            os.close(release)
+            os.read(held, 1)  # until strace has attached, where it does
             try:
                 attempt(recipe, out, job)
             finally:
                 os._exit(70)
         os.close(writer)
+        os.close(held)
         begun = time.monotonic()
+        inject = ["-e", f"inject={job['inject']}"] if job.get("inject") else []
+        tracer = attached(pid, out.parent / "strace", *inject) if "inject" in job else nullcontext()
+        tracer.__enter__()
+        os.close(release)
         if "after_s" in job:
             time.sleep(job["after_s"])
             os.kill(pid, signal.SIGKILL if job["fault"] == "kill" else getattr(signal, job["fault"]))
@@ -167,7 +177,9 @@ def main() -> None:
                 break
         _, status = os.waitpid(pid, 0)
         os.close(reader)
-        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begun, "orphans": orphans(pid)}
+        left = orphans(pid)
+        tracer.__exit__(None, None, None)
+        answer = {"code": os.waitstatus_to_exitcode(status), "seconds": time.monotonic() - begun, "orphans": left}
         answer["stderr"] = (out.parent / "stderr").read_text()
         answer |= json.loads(told) if told else {}
         os.close(errors)

@@ -68,10 +68,11 @@ def parsers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
     """Kind to a good file and what reads one; the good files lie in `folder`, where `make_good` put them."""
     from edgecnn import measure, parser
     from edgecnn.device.archive import verify_archive
-    from edgecnn.device.bundle import verify_bundle
+    from edgecnn.device.bundle import parse_sums, verify_bundle
     from edgecnn.device.graph import bare_manifest
     from edgecnn.device.preprocess import decode_image
     from edgecnn.device.runtimes import open_runner
+    from edgecnn.device.spec import read_manifest
     from edgecnn.recipe import load_recipe
 
     work = folder / "work"
@@ -145,8 +146,11 @@ def parsers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
         "png": decode_image,
         "jpeg": decode_image,
         "reply": reply,
+        # Only kept inputs of test_fuzz.py:
+        "sums": lambda content: parse_sums(content, "SHA256SUMS"),
+        "manifest": lambda content: read_manifest(at("manifest.json", content)),
     }
-    return {kind: (goods[kind], read) for kind, read in readers.items()}
+    return {kind: (goods.get(kind, b""), read) for kind, read in readers.items()}
 
 
 def main() -> None:

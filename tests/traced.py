@@ -9,7 +9,8 @@ import signal
 import subprocess
 import sys
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -29,7 +30,7 @@ class Call:
 
     Attributes:
         name: of the call.
-        number: which one of that name it is, from 1.
+        number: which one of that name it is in its process or thread, from 1, as strace counts.
         text: as strace writes it.
         paths: those in it, of descriptors too.
     """
@@ -61,6 +62,19 @@ def can_trace() -> bool:
     return "attached" in done.stderr
 
 
+@contextmanager
+def attached(pid: int, log: Path, *options: str) -> Iterator[None]:
+    """Strace on a process that waits meanwhile, and on the children that it will have, until it has ended."""
+    command = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CALLS)}", *options, "-p", str(pid)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
+        assert tracer.stderr is not None
+        told = tracer.stderr.readline()
+        if "attached" not in told:
+            os.kill(pid, signal.SIGKILL)
+        yield
+    assert "attached" in told, told
+
+
 def traced(work: Callable[[], int], folder: Path, *options: str) -> tuple[int, str]:
     """Run `work` in a forked child under strace; the log is `folder/strace`.
 
@@ -85,29 +99,23 @@ def traced(work: Callable[[], int], folder: Path, *options: str) -> tuple[int, s
             sys.stderr.flush()
             os._exit(code)
     os.close(reader)
-    command = ["strace", "-f", "-y", "-s", "0", "-o", str(folder / "strace"), "-e", f"trace={','.join(CALLS)}", *options, "-p", str(pid)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
-        assert tracer.stderr is not None
-        told = tracer.stderr.readline()
-        if "attached" not in told:
-            os.kill(pid, signal.SIGKILL)
+    with attached(pid, folder / "strace", *options):
         os.write(writer, b"x")
         _, status = os.waitpid(pid, 0)
     os.close(writer)
     os.close(errors)
-    assert "attached" in told, told
     return os.waitstatus_to_exitcode(status), (folder / "stderr").read_text()
 
 
 def calls(log: Path) -> list[Call]:
-    """The calls of a traced child that has no children, in their order, those that failed too."""
-    found, numbers = [], Counter[str]()
+    """The calls of a traced child and its children, in their order, those that failed too; each process has its own numbers."""
+    found, numbers = [], Counter[tuple[str, str]]()
     for line in log.read_text().splitlines():
-        match = re.match(r"\d+\s+(\w+)\((.*)", line)
+        match = re.match(r"(\d+)\s+(\w+)\((.*)", line)
         if match is None:
             continue
-        name, rest = match[1], match[2]
-        numbers[name] += 1
+        pid, name, rest = match[1], match[2], match[3]
+        numbers[pid, name] += 1
         cwd, paths = "", []
         for descriptor, quoted in re.findall(r"(?:\b\d+|AT_FDCWD)<([^>]*)>|\"((?:[^\"\\]|\\.)*)\"", rest.rpartition(") = ")[0]):
             if quoted:
@@ -115,7 +123,7 @@ def calls(log: Path) -> list[Call]:
             elif descriptor:
                 cwd = descriptor
                 paths.append(descriptor)
-        found.append(Call(name, numbers[name], line, tuple(paths)))
+        found.append(Call(name, numbers[pid, name], line, tuple(paths)))
     return found
 
 

@@ -129,7 +129,7 @@ def compare_golden(folder: Path, manifest: Manifest, runner: Runner) -> tuple[Co
         with np.load(folder / VECTORS, allow_pickle=False) as vectors:
             images, expected = vectors["images"], vectors["logits"]
         bound = float(about["bound"])
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as fault:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as fault:
         raise IntegrityError(f"{folder}: no golden vectors that can be read ({fault!r}). Make the bundle again.") from None
     spec = manifest.input
     if images.dtype != np.uint8 or images.shape[1:] != (*spec.example_size, spec.channels) or len(images) != len(expected):

@@ -141,7 +141,7 @@ def open_packed(folder: Path, check: bool = False) -> Packed:
         )
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
-    except (OSError, ValueError, KeyError, TypeError, EOFError) as fault:
+    except (OSError, ValueError, RecursionError, KeyError, TypeError, EOFError) as fault:
         reason = f"{fault.strerror}: {Path(fault.filename).name}" if isinstance(fault, OSError) and fault.filename else repr(fault)
         raise IntegrityError(f"{folder}: not a readable image set ({reason}). Make it again.") from None
     found = (images.dtype, images.shape, labels.dtype, labels.shape, len(ids))

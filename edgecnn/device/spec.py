@@ -142,7 +142,7 @@ def read_manifest(path: Path) -> Manifest:
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as fault:
+    except (OSError, ValueError, RecursionError) as fault:
         raise IntegrityError(f"{path}: not a readable manifest ({fault}). Is this the folder of a bundle?") from None
     try:
         if data["schema"] > SCHEMA:

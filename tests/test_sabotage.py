@@ -1,0 +1,314 @@
+"""Each control is switched off, one at a time, in a copy of the tree; the test that shows it must fail then, or it shows nothing.
+
+A switch is a change of our source: it reaches child processes too, and a control that was moved or renamed is noticed, for its text is
+not found. Rows follow the promises of SECURITY.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@dataclass(frozen=True)
+class Switch:
+    """A control, how it is switched off, and the test that must then fail.
+
+    Attributes:
+        control: what it does.
+        file: of ours, below `edgecnn/`.
+        on: text that is in it, once.
+        off: what takes its place.
+        test: node id below `tests/test_`; a part of a name after a space is for pytest's -k.
+        level: of FAULTS.
+    """
+
+    control: str
+    file: str
+    on: str
+    off: str
+    test: str
+    level: str = ""
+
+
+STORE = "store.py::test_"
+POINTS = "store_points.py::test_"
+SWITCHES = (
+    # A finished step is what its record says.
+    Switch("digests are checked", "store.py", "any(sha256_file(folder / name) != digest for", "any(False for", f"{STORE}damaged_step flip"),
+    Switch("nothing is added", "store.py", "there != set(digests)", "not set(digests) <= there", f"{STORE}damaged_step add"),
+    Switch("nothing is missing", "store.py", "there != set(digests)", "False", f"{STORE}damaged_step add"),
+    Switch("the record has its own digest", "store.py", "if sha256 != _digest(whole) or", "if", f"{STORE}damaged_step fact"),
+    Switch("code is in the key", "store.py", '"code": code_digest(), ', "", f"{STORE}every_input_counts"),
+    Switch("libraries are in the key", "store.py", ', "libraries": installed(*LIBRARIES)', "", f"{STORE}every_input_counts"),
+    Switch(
+        "a failing disk condemns nothing",
+        "store.py",
+        "except (FileNotFoundError, NotADirectoryError,",
+        "except (OSError,",
+        f"{STORE}a_failing_disk",
+    ),
+    # Killed at any instant.
+    Switch("a file is synced before its rename", "device/files.py", "os.fsync(out.fileno())", "pass", f"{POINTS}synced"),
+    Switch("a folder is synced after a rename", "device/files.py", "os.fsync(handle)", "pass", f"{POINTS}synced"),
+    Switch("a step's files are synced", "store.py", "os.fsync(file.fileno())", "pass", f"{POINTS}synced"),
+    Switch("a bundle's files are synced", "device/bundle.py", "        os.fsync(handle)", "        pass", f"{POINTS}synced"),
+    Switch("the store's folder is synced", "store.py", "fsync_folder(folder.parent)", "pass", f"{POINTS}synced"),
+    Switch(
+        "files are renamed, not written over",
+        "device/files.py",
+        "Path(name).replace(path)",
+        "Path(name).unlink(); path.write_bytes(content)",
+        f"{POINTS}killed_at",
+        "minutes",
+    ),
+    Switch(
+        "a step is made in work/",
+        "store.py",
+        'self.root / "work" / name',
+        'self.root / "store" / f".{name}"',
+        f"{POINTS}killed_at",
+        "minutes",
+    ),
+    Switch(
+        "bundles are exchanged",
+        "device/bundle.py",
+        "if _exchange(work, folder):",
+        "if shutil.rmtree(folder) or work.rename(folder):",
+        "bundle.py::test_killed_anywhere",
+    ),
+    Switch("whole steps are taken over", "store.py", "facts = _read_done(work)", "facts = None", f"{STORE}ended_just_before"),
+    Switch("half files of an attempt go", "store.py", "                _clear(work)", "                pass", f"{STORE}half_written"),
+    Switch("leftovers are swept", "store.py", "        _sweep(out)\n", "", f"{STORE}leftovers"),
+    Switch(
+        "temporary folders are swept",
+        "store.py",
+        "            shutil.rmtree(left, ignore_errors=True)",
+        "            pass",
+        f"{STORE}temporary",
+    ),
+    Switch(
+        "those of the living stay",
+        "store.py",
+        "        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "        pass",
+        f"{STORE}temporary",
+    ),
+    Switch(
+        "one run at a time",
+        "store.py",
+        "            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)",
+        "            pass",
+        f"{STORE}one_run",
+    ),
+    Switch("disk space is looked at", "store.py", "if free < MIN_FREE_BYTES:", "if False:", f"{STORE}disk_nearly_full"),
+    Switch(
+        "foreign files stay",
+        "store.py",
+        'raise UsageError(f"--out {out}: holds files',
+        'print(f"--out {out}: holds files',
+        f"{STORE}foreign",
+    ),
+    Switch("a full disk ends with 5", "errors.py", '    errno.ENOSPC: "no space left on the disk",\n', "", f"{POINTS}an_error_at ENOSPC"),
+    Switch("an I/O error ends with 5", "errors.py", '    errno.EIO: "disk I/O error",\n', "", f"{POINTS}an_error_at EIO"),
+    Switch("too many open files end with 5", "errors.py", '    errno.EMFILE: "too many open files",\n', "", f"{POINTS}an_error_at EMFILE"),
+    # Loading.
+    Switch("weights_only, and no rights", "parser.py", "weights_only=True)", "weights_only=False)", "untrusted.py::test_malicious_pickles"),
+    Switch(
+        "Landlock",
+        "device/confine.py",
+        "    version = landlock_version()\n",
+        "    version = 0\n",
+        "untrusted.py::test_confined_process False",
+    ),
+    Switch(
+        "TCP is forbidden",
+        "device/confine.py",
+        'struct.pack("=Q", 3)  # bind',
+        'struct.pack("=Q", 0)  # bind',
+        "untrusted.py::test_confined_process False",
+    ),
+    Switch(
+        "values are finite", "untrusted.py", "    _check_finite(what, tensors)\n", "", "checkpoint.py::test_weights_that_are_no_numbers"
+    ),
+    Switch(
+        "formats are told by their bytes",
+        "untrusted.py",
+        "(fault := foreign(path, os.pread(source, 16, 0))) is not None",
+        "(fault := None)",
+        "checkpoint.py::test_other_files",
+    ),
+    Switch("what is declared fits the file", "parser.py", "    if total > most:", "    if False:", "checkpoint.py"),
+    Switch(
+        "nobody else loads",
+        "zoo.py",
+        "from __future__ import annotations\n",
+        "from __future__ import annotations\n\nimport pickle\n\nREAD = pickle.loads\n",
+        "loaders.py::test_no_loader",
+    ),
+    Switch(
+        "an IR declares no entities",
+        "device/graph.py",
+        'rb"<!(DOCTYPE|ENTITY)"',
+        'rb"<!(NOTHING)"',
+        "compare_bench.py::test_ir_with_entities",
+    ),
+    # Recipes.
+    Switch(
+        "no aliases", "yaml_nodes.py", 'self.blame(event, path, f"the alias', 'print(f"the alias', "recipe.py::test_a_fault_is_one_line"
+    ),
+    Switch(
+        "no anchors",
+        "yaml_nodes.py",
+        "        if event.anchor is not None:\n            self.blame(event, path,",
+        "        if event.anchor is not None:\n            print(",
+        "recipe.py::test_a_fault_is_one_line",
+    ),
+    Switch("no tags", "yaml_nodes.py", 'self.blame(event, path, f"the tag', 'print(f"the tag', "recipe.py::test_a_fault_is_one_line"),
+    Switch(
+        "no duplicate keys",
+        "yaml_nodes.py",
+        "            elif key in values:",
+        "            elif False:",
+        "recipe.py::test_a_fault_is_one_line",
+    ),
+    Switch("depth is capped", "yaml_nodes.py", "if len(path) > MAX_DEPTH:", "if False:", "recipe.py::test_what_is_not_a_recipe"),
+    Switch("size is capped", "yaml_nodes.py", "if len(text) > MAX_BYTES:", "if False:", "recipe.py::test_what_is_not_a_recipe"),
+    # Bundles, archives, engines.
+    Switch(
+        "SHA256SUMS is checked",
+        "device/bundle.py",
+        "if sha256_file(found[name]) != sums[name]:",
+        "if False:",
+        "bundle_flips.py::test_a_thousand",
+    ),
+    Switch(
+        "extra files fail", "device/bundle.py", "        elif name not in folders:", "        elif False:", "bundle_flips.py::test_added"
+    ),
+    Switch(
+        "missing files fail",
+        "device/bundle.py",
+        "for name in sums if name not in found]",
+        "for name in () if name not in found]",
+        "bundle_flips.py::test_added",
+    ),
+    Switch(
+        "engines are refused",
+        "device/bundle.py",
+        '    return name.lower().endswith(_ENGINE_SUFFIXES) or head[1:4] == b"trt"',
+        "    return False",
+        "bundle_flips.py::test_an_engine",
+    ),
+    Switch("names are plain", "device/bundle.py", "or not _NAME.fullmatch(name):", "or False:", "archive.py::test_the_traversal"),
+    Switch("headers are exact", "device/archive.py", "or header != _header(name, size):", "or False:", "archive.py"),
+    Switch("an archive ends at its end", "device/archive.py", "if size != end + len(_END) or", "if", "archive.py"),
+    Switch("content is digested", "device/archive.py", "_digest(source, entry) != entry.sha256:", "False:", "archive.py::test_a_thousand"),
+    Switch(
+        "what is there is not replaced",
+        "device/archive.py",
+        "if folder.is_symlink() or folder.exists():",
+        "if False:",
+        "archive.py::test_what_is_there",
+    ),
+    Switch(
+        "the signature is verified",
+        "device/signature.py",
+        "    if done.returncode:\n",
+        "    if False:\n",
+        "signature.py::test_a_replaced_file",
+    ),
+    Switch(
+        "the signer is known",
+        "device/signature.py",
+        "if found.returncode or not names:",
+        "if not names and (names := ['me']) and 0:",
+        "signature.py::test_another_key",
+    ),
+    Switch("nothing older", "device/signature.py", "if manifest.made <= installed.made:", "if False:", "signature.py::test_an_older"),
+    Switch(
+        "a cached engine is digested",
+        "device/tensorrt.py",
+        "if hashlib.sha256(content).hexdigest().encode() == digest else None",
+        "",
+        "engine_cache.py::test_one_flipped_bit",
+    ),
+    # Data and preflight.
+    Switch("label mistakes are named", "sanity.py", "    return tail < RISK / 9", "    return False", "sanity.py::test_sabotaged_labels"),
+    Switch("only what is certain is named", "sanity.py", "    return tail < RISK / 9", "    return True", "sanity.py::test_healthy"),
+    Switch(
+        "poisoned calibration is named",
+        "calibration_doubts.py",
+        "    return doubts",
+        "    return []",
+        "calibration_doubts.py::test_every_poison",
+    ),
+    Switch(
+        "healthy calibration is silent",
+        "calibration_doubts.py",
+        "    return doubts",
+        "    return ['odd']",
+        "calibration_doubts.py::test_honest",
+    ),
+    Switch(
+        "targets are tried first",
+        "pipeline.py",
+        "        looks = preflight(run)",
+        "        looks = []",
+        "pipeline.py::test_preflight_fails",
+    ),
+    # Boards, network, leaks.
+    Switch(
+        "the host key is known",
+        "remote.py",
+        '"StrictHostKeyChecking": "yes"',
+        '"StrictHostKeyChecking": "no"',
+        "remote.py::test_changed_host_key",
+    ),
+    Switch("chatter is capped", "remote.py", "if chatter > _CHATTER_MOST_BYTES:", "if False:", "remote.py::test_rubbish"),
+    Switch("no escape codes", "remote.py", 'c if c.isprintable() else " " if c in "\\n\\t\\r" else "?"', "c", "remote.py"),
+    Switch(
+        "no telemetry of onnxruntime",
+        "__init__.py",
+        'os.environ.setdefault("ORT_DISABLE_TELEMETRY"',
+        'os.environ.setdefault("NOTHING"',
+        "network.py::test_onnxruntime",
+    ),
+    Switch("metadata is stripped", "targets/onnx.py", "    del graph.metadata_props[:]\n", "", "targets.py"),
+    Switch(
+        "signals after OpenVINO", "device/quiet.py", "        swap(ctypes.byref(before), None)", "        pass", "quiet.py::test_a_signal"
+    ),
+)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.control.replace(" ", "-"))
+def test_it_is_noticed(switch: Switch, tmp_path: Path) -> None:
+    """With the control off, its test fails: an assertion in it, not the building of what it needs."""
+    for name in ("edgecnn", "tests", "recipes"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("pyproject.toml", "README.md"):
+        shutil.copy(ROOT / name, tmp_path)
+    source = tmp_path / "edgecnn" / switch.file
+    text = source.read_text()
+    assert text.count(switch.on) == 1, f"{switch.on!r} is {text.count(switch.on)} times in {switch.file}: mend this row"
+    source.write_text(text.replace(switch.on, switch.off))
+    node, _, part = switch.test.partition(" ")
+    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/t"]
+    file, _, test = node.partition("::")
+    chosen = " and ".join(word for word in (test, part) if word)
+    command += [f"tests/test_{file}", *(["-k", chosen] if chosen else [])]
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "FAULTS": switch.level}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    if " skipped" in done.stdout and not re.search(r"\d+ (passed|failed|error)", done.stdout):
+        pytest.skip(done.stdout.strip().splitlines()[-1])
+    assert done.returncode == 1, f"{switch.control} is off, and nobody notices:\n{done.stdout[-1500:]}"
+    assert re.search(r"\d+ failed", done.stdout), done.stdout[-3000:]
