@@ -33,12 +33,8 @@ TARGETS: dict[str, type[Target]] = {"onnxruntime": Onnxruntime, "openvino": Open
 
 def main() -> None:
     folder, runtimes = Path(sys.argv[1]) / sys.argv[2], sys.argv[3:] or list(TARGETS)
-    spec = InputSpec.from_json(json.loads((folder / "input.json").read_text()))
-    calibration, evaluation = open_packed(folder / "calibration"), open_packed(folder / "evaluation")
-    graph, wanted = folder / "model.onnx", np.load(folder / "float-evaluation.npy")
-    histograms = functools.cache(lambda: collect(graph, calibration, spec))
-    labels = tuple(map(str, range(wanted.shape[1])))
-    source = Source(graph, lambda: graph, spec, labels, calibration, histograms, 0)
+    evaluation, wanted = open_packed(folder / "evaluation"), np.load(folder / "float-evaluation.npy")
+    source = source_of(folder)
     for runtime in runtimes:
         target = TARGETS[runtime].model_validate({"name": runtime, "runtime": runtime})
         for candidate in target.candidates():
@@ -57,7 +53,7 @@ def main() -> None:
                 if runtime == "tensorrt"
                 else open_runner(built, artifact.manifest, threads=1)
             ) as runner:
-                found = infer_all(runner, evaluation, spec)
+                found = infer_all(runner, evaluation, source.input)
             top1, before = ((each.argmax(1) == evaluation.labels).mean() for each in (found, wanted))
             agreement = (found.argmax(1) == wanted.argmax(1)).mean()
             print(
@@ -65,6 +61,14 @@ def main() -> None:
                 f"built in {seconds:.0f} s; {'; '.join(artifact.notes)}",
                 flush=True,
             )
+
+
+def source_of(folder: Path) -> Source:
+    """What a model's candidates start from."""
+    spec = InputSpec.from_json(json.loads((folder / "input.json").read_text()))
+    calibration, graph = open_packed(folder / "calibration"), folder / "model.onnx"
+    labels = tuple(map(str, range(np.load(folder / "float-evaluation.npy", mmap_mode="r").shape[1])))
+    return Source(graph, lambda: graph, spec, labels, calibration, functools.cache(lambda: collect(graph, calibration, spec)), 0)
 
 
 if __name__ == "__main__":

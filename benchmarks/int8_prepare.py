@@ -1,9 +1,10 @@
 """Makes what the int8 benchmarks start from: each checkpoint exported, its images prepared, its float logits.
 
-    python benchmarks/int8_prepare.py --models DIR --imagenet500 DIR --cifar10 DIR --out DIR [--size 64] [NAME ...]
+    python benchmarks/int8_prepare.py --models DIR --imagenet500 DIR --cifar10 DIR --out DIR [--size 64] [--few N] [NAME ...]
 
 One folder for each model in `--out`: model.onnx, the sets calibration, choice and evaluation, and float-choice.npy and
 float-evaluation.npy. MobileNetV2 uses 125, 125 and 250 photos; the CIFAR-10 models 300 and 1,000 images of train and the 5,000 of val.
+`--few` keeps the first N of each set: for latency alone. With another size than 64 the folder is called NAME_SIZE.
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ def main() -> None:
     for name in ("models", "imagenet500", "cifar10", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
     parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--few", type=int)
     parser.add_argument("names", nargs="*", default=["mobilenet_v2", *CIFAR])
     given = parser.parse_args()
     for name in given.names:
@@ -58,7 +60,8 @@ def prepare(name: str, given: argparse.Namespace, out: Path) -> None:
     export_onnx(model, out / "model.onnx")
     (out / "input.json").write_text(json.dumps(asdict(model.input)))
     for part in ("calibration", "choice", "evaluation"):
-        packed = pack(getattr(data, part), model.input, out / part)
+        images = getattr(data, part)
+        packed = pack(images.subset(range(min(given.few or len(images), len(images)))), model.input, out / part)
         logits = predict(model.module, packed, model.input)
         np.save(out / f"float-{part}.npy", logits)
         print(f"{name}: {len(packed)} {part} images, float top-1 {(logits.argmax(1) == packed.labels).mean():.2%}", flush=True)

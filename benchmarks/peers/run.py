@@ -131,7 +131,8 @@ def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
         for old in (folder / "peers").glob("edgecnn-*"):
             shutil.rmtree(old)
         for kind in (Onnxruntime, Openvino):
-            target = kind.model_validate({"name": kind.__name__, "runtime": kind.__name__.lower()})
+            # As the peers' files: the tensor goes in, not pixels.
+            target = kind.model_validate({"name": kind.__name__, "runtime": kind.__name__.lower(), "input": "float"})
             for candidate in target.candidates():
                 if candidate.precision != "int8":
                     continue
