@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import failing, passing
+from test_report import failing, layered, passing
 from tiny import write_recipe
 
 HERE = Path(__file__).parent
@@ -42,13 +42,13 @@ def test_reports_are_sound_in_a_browser(finished: Path, tmp_path: Path) -> None:
     from edgecnn.report import write_report
 
     pages = [finished / "report.html"]
-    for name, result in (("passing", passing()), ("hostile", failing())):
+    for name, result in (("passing", passing()), ("layered", layered()), ("hostile", failing())):
         (tmp_path / name).mkdir()
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         write_report(tmp_path / name / "result.json", tmp_path / name / "report.html")
         pages.append(tmp_path / name / "report.html")
     found = browsed("look.mjs", HERE.parent / "out" / "browser", *pages)
-    assert len(found) == 12
+    assert len(found) == 16
     for view in found:
         where = (view["page"], view["width"], view["colorScheme"])
         assert view["errors"] == view["requests"] == view["serious"] == [], (where, view)

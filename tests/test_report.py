@@ -271,7 +271,7 @@ def failing() -> dict[str, Any]:
 class Page(HTMLParser):
     """What a browser would make of a page: tags with attributes, and text outside <style>."""
 
-    VOID = frozenset({"meta", "br", "img", "link"})
+    VOID = frozenset({"meta", "br", "img", "link", "input"})
 
     def __init__(self, html: str) -> None:
         super().__init__()
@@ -357,12 +357,15 @@ def test_fetches_nothing_and_runs_nothing(make: Any, tmp_path: Path) -> None:
         "rect",
         "img",
         "br",
+        "label",
+        "input",
     }
     for tag, attrs in page.tags:
         assert tag in allowed, tag
         assert not [a for a in attrs if a.startswith("on") or a in ("srcset", "action", "xlink:href")], attrs
         assert attrs.get("src", "data:image/jpeg;base64,").startswith("data:image/jpeg;base64,")
         assert attrs.get("href", "#").startswith("#")
+        assert tag != "input" or attrs["type"] == "checkbox"  # shows and hides by style alone
     style = re.search(r"<style>(.*?)</style>", html, re.DOTALL)
     assert style
     assert not re.search(r"url\(|@import", style[1])
@@ -604,3 +607,53 @@ def test_axes_keep_order_and_ticks_inside() -> None:
 def test_milliseconds_have_three_digits(seconds: float, text: str) -> None:
     """Times are readable without exponents over seven orders of magnitude."""
     assert charts.milliseconds(seconds) == text
+
+
+def layered() -> dict[str, Any]:
+    """A passing result whose first target has 60 layers, whose stages were timed, and that had controls."""
+    result = passing()
+    result["targets"][0]["layers"] = [
+        {
+            "name": f"blocks.{i}.conv_dw",
+            "operator": "Conv",
+            "sqnr_db": 40 - i / 2,
+            "flips": i / 600,
+            "float_s": 1e-5 * (i + 1),
+            "int8_s": 5e-6 * (i + 1),
+        }
+        for i in range(60)
+    ]
+    result["targets"][0]["layers"][7] |= {"kept_float": True, "why": "int8 is slower here", "int8_s": None}
+    result["targets"][0]["layers"][8] = {"name": "<b>half</b>"}
+    for nth, stage in enumerate(result["stages"]):
+        stage["latency_s"] = 0.002 / (nth + 1)
+    control = {"n": 400, "ours_top1": 0.98, "ours_latency": 0.6, "note": "narrower", "seconds": 60.0}
+    result["controls"] = [
+        {
+            "name": "uniform-width",
+            "top1": 0.97,
+            "latency": 0.61,
+            "macs": 1e7,
+            "parameters": 2e6,
+            "verdict": "ours is +1.00 points",
+            **control,
+        },
+        {"name": "nearest-zoo", "verdict": "not made", **control},
+    ]
+    return result
+
+
+def test_layers_controls_and_timed_stages_are_shown_where_there_are_such(tmp_path: Path) -> None:
+    """The layers worth a line are drawn, all are listed, one kept in float is named with its reason; without them nothing is said."""
+    assert 'id="layers"' not in written(passing(), tmp_path)
+    page = written(layered(), tmp_path)
+    layers = page[page.index('<section id="layers">') : page.index('<section id="stages">')]
+    assert layers.count('<svg class="plot"') == 2
+    assert "blocks.7.conv_dw</bdi> (int8 is slower here)" in layers
+    assert layers.count('<tr><th scope="row">') == 60
+    assert "the 24 slowest, most sensitive or kept in float, of 60" in layers
+    assert "<b>half</b>" not in layers
+    assert layers.count("blocks.59.conv_dw: 10.5 dB") == 1  # the most sensitive, on hover
+    stages = page[page.index('<section id="stages">') : page.index('<section id="classes">')]
+    assert "Latency, ms" in stages
+    assert all(word in stages for word in ("uniform-width", "ours: +1.00", "nearest-zoo", "not made"))

@@ -134,18 +134,20 @@ def accuracy_against_latency(points: Sequence[Point], floors: Sequence[Line], ce
     taken += [(x(p.latency_s) - 7, y(p.top1) - 7, x(p.latency_s) + 7, y(p.top1) + 7) for p in drawn]
     for p in drawn:
         px, py = x(p.latency_s), y(p.top1)
+        out.append(Markup('<g class="t{}">').format(p.series))
         if p.interval and p.shipped:
             bar = Markup('<path class="s{} interval" d="M{:.1f} {:.1f}V{:.1f}"/>')
             out.append(bar.format(p.series % 6, px, y(p.interval[0]), y(p.interval[1])))
         out.append(mark(px, py, p.series, p.shipped, p.title))
         if p.top1 < y.low:
             out.append(Markup('<path class="s{} interval" d="M{:.1f} {:.1f}l4 5l4 -5"/>').format(p.series % 6, px - 4, py - 16))
+        out.append(Markup("</g>"))
     for p in reversed(drawn):
         label = _cut(p.label, 30) + (f" ↓ {p.top1 * 100:.1f} %" if p.top1 < y.low else "")
         place = _free_place(x(p.latency_s), y(p.top1), _CHAR * len(label), taken, (left, top - 8, width - 2, height - bottom - 2))
         if place is not None:
             taken.append(place)
-            out.append(_text(place[0], place[3] - 4, label, "start", css="shipped" if p.shipped else "lost"))
+            out.append(_text(place[0], place[3] - 4, label, "start", css=f"{'shipped' if p.shipped else 'lost'} t{p.series}"))
     return Markup("").join([*out, Markup("</svg>")])
 
 

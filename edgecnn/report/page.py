@@ -17,7 +17,7 @@ from typing import Any
 
 from edgecnn.device.files import write_atomically
 from edgecnn.errors import IntegrityError, UsageError
-from edgecnn.report import charts, trust
+from edgecnn.report import charts, layers, trust
 
 SCHEMA = 1
 WIDE, NARROW = 1040, 360
@@ -93,6 +93,7 @@ def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: 
         "million": _shown(lambda v: f"{v / 1e6:.3g} M"),
         "times": _shown(lambda v: f"{v:.2f}×"),
         "plain": _shown(lambda v: f"{v:.3g}"),
+        "db": _shown(lambda v: f"{v:.1f} dB"),
         "cosine": _shown(lambda v: f"{v:.6f}"),
     }
     page.globals |= {"key": charts.key, "promised": promised}
@@ -107,6 +108,7 @@ def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: 
         strips=[charts.latency_strips(strips, ceilings, w) for w in (WIDE, NARROW)] if strips else [],
         classes=worst_classes(result),
         trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
+        layers=[shown for i, t in enumerate(targets) if (shown := layers.section(t, i))],
         doubts=doubts(result),
         circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
     )

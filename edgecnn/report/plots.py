@@ -134,6 +134,60 @@ def class_changes(rows: Sequence[Mapping[str, Any]]) -> Markup:
     return draw({"data": {"values": marks}, "layer": layers, "height": {"step": 18}}, "Change of top-1 by class, with 95 % intervals.")
 
 
+def layer_times(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Time of each layer in ms, float and int8, joined by a line; layers in the order of the graph."""
+    marks = [
+        {"model": name, "what": _layer(nth, row), "ms": row[key] * 1e3, "said": f"{row['name']}: {name} {row[key] * 1e3:.3g} ms"}
+        for nth, row in enumerate(rows)
+        for name, key in (("float", "float_s"), ("int8", "int8_s"))
+        if isinstance(row.get(key), int | float)
+    ]
+    place = {
+        "x": {"field": "ms", "type": "quantitative", "title": "ms", "axis": {"tickCount": 5}},
+        "y": {"field": "what", "type": "nominal", "sort": None, "title": None},
+    }
+    pair = {"field": "model", "type": "nominal"}
+    domain = ["float", "int8"]
+    point = {
+        **place,
+        "color": {**pair, "scale": {"domain": domain, "range": [FLOAT, FILE]}},
+        "shape": {**pair, "scale": {"domain": domain, "range": ["circle", "square"]}},
+        "description": {"field": "said"},
+    }
+    layers = [
+        {"mark": {"type": "line", "color": "var(--soft)"}, "encoding": {**place, "detail": {"field": "what"}}},
+        {"mark": {"type": "point", "filled": True, "size": 50, "opacity": 1}, "encoding": point},
+    ]
+    return draw({"data": {"values": marks}, "layer": layers, "height": {"step": 18}}, "Time of each layer in float and in int8.")
+
+
+def layer_sensitivity(rows: Sequence[Mapping[str, Any]]) -> Markup:
+    """Signal to quantization noise of each layer's output in dB, low is bad; what was kept in float in the colour of float."""
+    marks = [
+        {
+            "what": _layer(nth, row),
+            "db": row["sqnr_db"],
+            "kept": "kept in float" if row.get("kept_float") else "int8",
+            "said": f"{row['name']}: {row['sqnr_db']:.1f} dB{', kept in float' if row.get('kept_float') else ''}. {row.get('why') or ''}",
+        }
+        for nth, row in enumerate(rows)
+    ]
+    encoding = {
+        "x": {"field": "db", "type": "quantitative", "title": "signal to rounding noise, dB", "axis": {"tickCount": 5}},
+        "y": {"field": "what", "type": "nominal", "sort": None, "title": None},
+        "color": {"field": "kept", "type": "nominal", "scale": {"domain": ["int8", "kept in float"], "range": [FILE, FLOAT]}},
+        "description": {"field": "said"},
+    }
+    layer = {"mark": {"type": "bar", "height": 9}, "encoding": encoding}
+    return draw({"data": {"values": marks}, "layer": [layer], "height": {"step": 18}}, "How much int8 changes each layer's output.")
+
+
+def _layer(nth: int, row: Mapping[str, Any]) -> str:
+    """A name for an axis, never the same twice."""
+    name = str(row["name"])
+    return f"{nth + 1}. {name if len(name) <= 24 else '…' + name[-23:]}"
+
+
 def draw(spec: Mapping[str, Any], label: str) -> Markup:
     """SVG for the page. `label` is read out in the chart's place."""
     import vl_convert
