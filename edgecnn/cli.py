@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import shlex
 import signal
 import sys
@@ -32,6 +34,7 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as seed=1 or targets[0].precision=auto."),
 ]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only, not the progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 # The board's commands are parsed by the board's own parser, so that host and board cannot differ.
 BOARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
@@ -106,7 +109,7 @@ def compress(
         bool, typer.Option("--skip-bad", help="Leave out images that cannot be read, and count them in the report.")
     ] = False,
     watch: Annotated[bool, typer.Option("--watch", help="Serve a page, to this machine only, that shows the run while it works.")] = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show only the verdict.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Run a recipe: model in, one verified bundle for each target and a verdict out."""
@@ -181,6 +184,7 @@ def bench(
     ] = False,
     energy: Annotated[bool, typer.Option("--energy", help="Also measure energy per inference, by the meters of the machine.")] = False,
     seed: Annotated[int | None, typer.Option(help="Of the order of the processes; left out: another each time.")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
     """Measure the latency of models, in fresh processes that take turns, and tell which is faster, or that it cannot be told."""
@@ -208,7 +212,7 @@ def bench(
             seconds=seconds,
             processes=processes,
             options=[*options, *(["--energy"] if energy else [])],
-            screen=Screen(quiet=as_json),
+            screen=Screen(quiet=quiet or as_json),
             board=board,
             seed=seed,
         )
@@ -263,6 +267,7 @@ def device_list(as_json: Json = False) -> int:
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, or its result.json.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file; default report.html in the run folder.")] = None,
+    as_json: Json = False,
 ) -> int:
     """Write the HTML report of a run again from its result.json."""
     from edgecnn.errors import UsageError
@@ -273,7 +278,7 @@ def report(
         raise UsageError(f"{result}: not there. Give the folder of a finished run; `edgecnn compress` makes one.")
     html = out or result.parent / "report.html"
     write_report(result, html)
-    print(html)
+    print(json.dumps({"report": str(html)}) if as_json else html)
     return DONE
 
 
@@ -322,13 +327,17 @@ def compare(
 def clean(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    as_json: Json = False,
 ) -> int:
     """Remove the stored steps of earlier recipes, which the folder's last finished run did not use."""
     from edgecnn import store
 
     found = store.unused(folder) if dry_run else store.clean(folder)
-    for path, size in found.items():
-        print(f"{path.name}  {size / 1e6:.1f} MB")
+    if as_json:
+        print(json.dumps({"removed": not dry_run, "steps": {path.name: size for path, size in found.items()}}))
+        return DONE
+    if found:
+        _table(("step", "MB"), [(path.name, f"{size / 1e6:.1f}") for path, size in found.items()])
     print(f"{len(found)} steps, {sum(found.values()) / 1e6:.1f} MB{'' if dry_run else ', removed'}.")
     return DONE
 
@@ -386,11 +395,14 @@ def models(
 
 
 @recipe_app.command("check")
-def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe.")], settings: Settings = None) -> int:
+def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe.")], settings: Settings = None, as_json: Json = False) -> int:
     """Read a recipe strictly and list everything that is wrong with it."""
     from edgecnn.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings or [])
+    if as_json:
+        print(json.dumps(loaded.model_dump(mode="json")))
+        return DONE
     targets = ", ".join(f"{t.name} ({t.runtime} {t.precision})" for t in loaded.targets)
     print(f"{recipe}: good. {' -> '.join(['load', *(s.stage for s in loaded.stages)])} -> {targets}")
     return DONE
@@ -418,13 +430,28 @@ def recipe_init(
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """An aligned table without a frame; plain text where the output is piped."""
+    """An aligned table without a frame, figures to the right; plain text where the output is piped."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(*head, box=None, header_style="bold", pad_edge=False)
-    for row in rows:
-        table.add_row(*(Text(str(cell)) for cell in row))
-    console = Console() if sys.stdout.isatty() else Console(width=160)
-    console.print(table)
+    from edgecnn.remote import printable
+
+    cells = [[printable(str(cell)) for cell in row] for row in rows]
+    table = Table(box=None, header_style="bold", pad_edge=False)
+    for title, *column in zip(head, *cells, strict=False):
+        figures = any(map(_is_figure, column)) and all(_is_figure(cell) or cell in ("", "-", "?") for cell in column)
+        table.add_column(title, justify="right" if figures else "left")
+    for row in cells:
+        table.add_row(*map(Text, row))
+    if sys.stdout.isatty():
+        Console().print(table)
+        return
+    console = Console(width=160, file=io.StringIO())
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
+
+
+def _is_figure(cell: str) -> bool:
+    return re.fullmatch(r"[+-]?[\d.,]+( ?(%|x|M|MB|ms|points))?", cell) is not None

@@ -113,5 +113,6 @@ def guarded(main: Callable[[], int | None]) -> int:
         if line is None:
             traceback.print_exc()
             line = "this is a bug in edgecnn: please report the lines above."
-        print(f"edgecnn: {line}", file=sys.stderr)
+        shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in line)  # names of files could command the terminal
+        print(f"edgecnn: {shown}", file=sys.stderr)
         return code

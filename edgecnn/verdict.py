@@ -10,6 +10,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from edgecnn.remote import printable
+
 COLOUR = {"pass": "bold green", "fail": "bold red", "unproven": "bold yellow"}
 
 
@@ -33,13 +35,13 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
         latency = t["latency_s"]
         speedup = next(c["speedup"] for c in t["candidates"] if c["chosen"])
         table.add_row(
-            Text(t["name"]),
+            Text(printable(t["name"])),
             t["runtime"],
             t["candidate"],
             f"{t['top1']:.2%}",
             f"{100 * t['top1_drop']:.2f}",
-            f"{latency['p50'] * 1e3:.3g}" if latency else "-",
-            f"{speedup:.2f}x" if speedup else "-",
+            ("void" if latency["void"] else f"{latency['p50'] * 1e3:.3g}") if latency else "-",
+            f"{speedup:.2f}x" if speedup and not latency["void"] else "-",
             f"{t['size_bytes'] / 1e6:.2f}",
             Text(t["verdict"], style=COLOUR[t["verdict"]]),
         )
@@ -50,16 +52,16 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
     )
     for t in result["targets"]:
         if not t["latency_s"]:
-            console.print(Text(f"{t['name']}: latency {t['where']}; accuracy of {t['accuracy_where']}"))
+            console.print(Text(printable(f"{t['name']}: latency {t['where']}; accuracy of {t['accuracy_where']}")))
         for note in t["notes"]:
-            console.print(Text(f"{t['name']}: {note}"))
+            console.print(Text(printable(f"{t['name']}: {note}")))
         if t["latency_s"] and (t["latency_s"]["void"] or t["latency_s"]["doubts"]):
-            console.print(Text(f"{t['name']}: latency in doubt: {t['latency_s']['void'] or t['latency_s']['doubts'][0]}"))
+            console.print(Text(printable(f"{t['name']}: latency in doubt: {t['latency_s']['void'] or t['latency_s']['doubts'][0]}")))
     for doubt in result["doubts"]:
-        console.print(Text(f"doubt: {doubt}"))
+        console.print(Text(printable(f"doubt: {doubt}")))
     if result["resumed"]:
         console.print(f"resumed: everything was done already ({result['seconds']:.1f} s)")
     console.print(Text("verdict: ") + Text(result["verdict"], style=COLOUR[result["verdict"]]))
     for reason in result["reasons"]:
-        console.print(Text(f"  {reason}"))
-    console.print(Text(f"report: {out / 'report.html'}"))
+        console.print(Text(f"  {printable(reason)}"))
+    console.print(Text(printable(f"report: {out / 'report.html'}")))

@@ -1,0 +1,74 @@
+"""What the terminal shows: aligned, harmless, uncoloured where piped, the same as JSON, and completed by the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tiny import write_recipe
+
+from edgecnn import cli
+from edgecnn.errors import UsageError, guarded
+
+
+def edgecnn(*words: object, home: Path) -> str:
+    """Its stdout, at 80 columns; it must end well."""
+    env = {**os.environ, "HOME": str(home), "COLUMNS": "80"}
+    command = [sys.executable, "-m", "edgecnn", *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=env).stdout
+
+
+def test_completion_installs_and_completes(tmp_path: Path) -> None:
+    """`--install-completion` touches the home folder only; a new bash then completes commands and options."""
+    edgecnn("--install-completion", "bash", home=tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {".bashrc", ".bash_completions"}
+    script = """
+        source "$HOME/.bashrc"
+        complete -p edgecnn
+        COMP_WORDS=(edgecnn com) COMP_CWORD=1; _edgecnn_completion edgecnn; echo "${COMPREPLY[@]}"
+        COMP_WORDS=(edgecnn compress --wa) COMP_CWORD=2; _edgecnn_completion edgecnn; echo "${COMPREPLY[@]}"
+    """
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    env = {**os.environ, "HOME": str(tmp_path), "PATH": path}
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, check=True, timeout=120, env=env)
+    assert done.stdout.splitlines()[1:] == ["compress compare", "--watch"]
+
+
+def test_every_json_is_one_object_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    """What a program reads from stdout is JSON, whatever the command."""
+    recipe = write_recipe(tmp_path)
+    for words in (
+        ["clean", finished, "--dry-run"], ["recipe", "check", recipe], ["report", finished, "--out", tmp_path / "r.html"],
+        ["watch", finished], ["device", "list"], ["compare", finished, finished],
+    ):  # fmt: skip
+        said = edgecnn(*words, "--json", home=tmp_path)
+        json.loads(said)
+        assert said.count("\n") == 1, words
+
+
+def test_tables_align_figures_to_the_right_and_names_cannot_command(capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped: no colour, no spaces at the ends; escape codes in a cell are shown as something harmless."""
+    cli._table(("name", "MB"), [("a", "1.50"), ("b\x1b[31m\n", "10.25"), ("c", "-")])
+    assert capsys.readouterr().out.splitlines() == ["name       MB", "a        1.50", "b?[31m  10.25", "c           -"]
+
+
+def test_a_fault_names_a_hostile_file_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
+    """The line on stderr has no escape code."""
+
+    def fail() -> int:
+        raise UsageError("out/\x1b[2Jx: not there\nSecond line")
+
+    assert guarded(fail) == 2
+    assert capsys.readouterr().err == "edgecnn: out/?[2Jx: not there\nSecond line\n"
+
+
+def test_help_fits_80_columns(tmp_path: Path) -> None:
+    """No line of any help is wider, and each command says what it does."""
+    for words in ([], ["compress"], ["bench"], ["compare"], ["watch"], ["clean"], ["report"], ["models"], ["recipe"], ["device"]):
+        text = edgecnn(*words, "--help", home=tmp_path)
+        assert max(map(len, text.splitlines())) <= 80, words
+        assert "Usage: edgecnn" in text
