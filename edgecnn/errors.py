@@ -99,6 +99,11 @@ def exit_code_of(fault: BaseException) -> tuple[int, str | None]:
     return BUG, None
 
 
+def printable(text: str, breaks: str = "") -> str:
+    """`text` with all that a terminal would obey or cannot show written as an escape, such as \\x1b; characters in `breaks` stay."""
+    return "".join(c if c.isprintable() or c in breaks else c.encode("unicode_escape", "surrogatepass").decode("ascii") for c in text)
+
+
 def guarded(main: Callable[[], int | None]) -> int:
     """Run `main` and turn what it raises into an exit code and at most one line on stderr."""
     try:
@@ -113,6 +118,5 @@ def guarded(main: Callable[[], int | None]) -> int:
         if line is None:
             traceback.print_exc()
             line = "this is a bug in edgecnn: please report the lines above."
-        shown = "".join(c if c.isprintable() or c in "\n\t" else "?" for c in line)  # names of files could command the terminal
-        print(f"edgecnn: {shown}", file=sys.stderr)
+        print(f"edgecnn: {printable(line, breaks=chr(10) + chr(9))}", file=sys.stderr)  # names of files could command the terminal
         return code

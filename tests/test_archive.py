@@ -65,7 +65,7 @@ def test_what_was_packed_comes_back(bundle: Path, archive: Path, tmp_path: Path)
     assert unpack(archive, tmp_path / "out") == verify_bundle(bundle)
     assert tree(tmp_path / "out") == tree(bundle)
     assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755
-    assert verify_archive(archive) == 9
+    assert verify_archive(archive) == (9, "none")
     assert pack(tmp_path / "out", tmp_path / "again.edgecnn") == sha256_file(archive)
 
 

@@ -235,6 +235,7 @@ def test_verify_says_so_once_in_text_and_in_json(bundle: Path) -> None:
         "runtime": "openvino",
         "precision": "int8",
         "file_sha256": sha256_file(bundle / "model.xml"),
+        "signature": "none",
     }
 
 

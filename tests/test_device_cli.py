@@ -89,6 +89,8 @@ def test_eval_counts_right_answers(run_folder: Path) -> None:
         assert right >= 60
         text = call(run_folder, "eval", f"bundles/{target}", *more).stdout
         assert f"top-1 {right / 64:.2%} of 64 images" in text
+    assert f"{run_folder}/bare: logits 64 x 4, float32." in call(run_folder, "eval", "bundles/pi", "--logits", run_folder / "bare").stdout
+    assert np.load(run_folder / "bare").shape == (64, 4)
 
 
 def test_bench_keeps_every_sample(run_folder: Path) -> None:
@@ -127,9 +129,10 @@ REFUSED = {
     "no such image": (("run", "bundles/pi", "gone.png"), 3, "gone.png: no such file"),
     "not an image": (("run", "bundles/pi", "bundles/pi/manifest.json"), 3, "not an image of a known format"),
     "a folder for an image": (("run", "bundles/pi", "images"), 3, "images: no image file in it"),
-    "one bad image among good ones": (("run", "bundles/pi", "good.png", "gone.png"), 3, "gone.png"),
     "half an image": (("run", "bundles/pi", "half.png"), 3, "half.png"),
     "no bundle": (("run", "gone", "good.png"), 7, "gone: not a folder"),
+    "a name longer than any": (("run", "bundles/pi", "a" * 300 + ".png"), 3, "too long"),
+    "a provider that leaves it to the CPU": (("eval", "bundles/pi", "--provider", "AzureExecutionProvider"), 8, "CPU do all of the work"),
     "a provider that is not there": (("run", "bundles/pi", "good.png", "--provider", "NoSuchProvider"), 8, "CPUExecutionProvider"),
     "an empty provider": (("run", "bundles/pi", "good.png", "--provider", ""), 8, "asked for ''"),
     "a device that is not there": (("bench", "bundles/nuc", "--provider", "NPU9"), 8, "OpenVINO offers"),
@@ -140,6 +143,9 @@ REFUSED = {
     "a folder that is no set": (("eval", "bundles/pi", "--data", "images"), 7, "not a readable image set"),
     "images of another geometry": (("eval", "bundles/pi", "--data", "other"), 3, "prepared for another input"),
     "tampered images": (("eval", "bundles/pi", "--data", "tampered"), 7, "not those of the digest"),
+    "logits into the bundle": (("eval", "bundles/pi", "--logits", "bundles/pi/lo.npy"), 2, "lies in the bundle"),
+    "logits over the images": (("eval", "bundles/pi", "--logits", "evaluation/labels.npy"), 2, "among the prepared images"),
+    "an archive into a bundle": (("pack", "bundles/pi", "--out", "bundles/nuc/pi.edgecnn"), 2, "lies in the bundle"),
     "logits nowhere": (("eval", "bundles/pi", "--logits", "gone/x.npy"), 2, "there is no folder gone"),
     "no threads": (("bench", "bundles/pi", "--threads", "0"), 2, "from 1 to 1024"),
     "threads that would hang the machine": (("bench", "bundles/pi", "--threads", "100000"), 2, "from 1 to 1024"),

@@ -17,7 +17,7 @@ from tiny import CLASSES, HERE, SPEC, images, source
 from edgecnn.device import feed
 from edgecnn.device.model import Model
 from edgecnn.device.spec import InputSpec
-from edgecnn.errors import DataError, DeviceError, IntegrityError
+from edgecnn.errors import DataError, DeviceError, IntegrityError, UsageError
 from edgecnn.targets.onnxruntime import Onnxruntime
 
 
@@ -72,12 +72,40 @@ def test_what_is_no_image_is_refused(bundle: Path, wrong: np.ndarray) -> None:
         model.predict(wrong)
 
 
+@pytest.mark.parametrize("wrong", [None, 7, ["a.png"], b"a.png"])
+def test_what_is_of_no_kind_is_refused(bundle: Path, wrong: object) -> None:
+    """Anything else than a name, an image or an array is refused, and its type is named."""
+    with Model.open(bundle) as model, pytest.raises(DataError, match=f"a {type(wrong).__name__} is not an image"):
+        model.predict(wrong)  # type: ignore[arg-type]
+
+
+def test_a_closed_model_says_so(bundle: Path) -> None:
+    """After `close` or a `with`, `predict` says that it is closed; closing twice is fine."""
+    with Model.open(bundle) as model:
+        pass
+    model.close()
+    with pytest.raises(UsageError, match="closed"):
+        model.predict(np.zeros((8, 8, 3), np.uint8))
+
+
+@pytest.mark.parametrize("wrong", [0, -1, 1.5, True, None])
+def test_numbers_are_above_0(bundle: Path, wrong: object) -> None:
+    """Threads and top that are no whole number above 0 are refused by their name and value."""
+    with pytest.raises(UsageError, match=f"threads={wrong}"):
+        Model.open(bundle, threads=wrong)  # type: ignore[arg-type]
+    with Model.open(bundle) as model, pytest.raises(UsageError, match=f"top={wrong}"):
+        model.predict(np.zeros((8, 8, 3), np.uint8), top=wrong)  # type: ignore[arg-type]
+
+
 def test_it_opens_only_what_is_intact_and_there(bundle: Path, tmp_path: Path) -> None:
-    """A folder that is no bundle, and a provider that is not there, are refused."""
+    """A folder that is no bundle, and a provider that is not there or leaves all the work to the CPU, are refused."""
     with pytest.raises(IntegrityError):
         Model.open(tmp_path)
-    with pytest.raises(DeviceError, match="CPUExecutionProvider"):
-        Model.open(bundle, provider="NoSuchProvider")
+    for provider in ("NoSuchProvider", "CUDAExecutionProvider", "TensorrtExecutionProvider"):
+        with pytest.raises(DeviceError, match=f"asked for '{provider}'"):
+            Model.open(bundle, provider=provider)
+    with pytest.raises(DeviceError, match="lets the CPU do all of the work"):
+        Model.open(bundle, provider="AzureExecutionProvider")  # every onnxruntime from PyPI offers it
 
 
 def test_a_folder_is_all_its_images_in_order(bundle: Path, tmp_path: Path) -> None:
@@ -94,6 +122,45 @@ def test_a_folder_is_all_its_images_in_order(bundle: Path, tmp_path: Path) -> No
     assert len(json.loads(run(bundle, tmp_path, "--json", "--count", 2).stdout)["images"]) == 2
 
 
+def test_a_bad_image_costs_its_own_answer_only(bundle: Path, tmp_path: Path) -> None:
+    """The others are answered, in their order; each bad one is named, on stderr and in --json; the exit code is 3."""
+    pixels, labels = images(4, seed=7)
+    for i, image in enumerate(pixels):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
+    Image.new("RGB", (60_000, 1)).save(tmp_path / "2.png")
+    for words in ((tmp_path,), sorted(tmp_path.iterdir())):
+        done = run(bundle, *words, "--json")
+        told = json.loads(done.stdout)
+        assert done.returncode == 3
+        assert [(a["image"], a["top"][0]["label"]) for a in told["images"]] == [
+            (str(tmp_path / f"{i}.png"), CLASSES[labels[i]]) for i in (0, 3)
+        ]
+        assert [r["image"] for r in told["refused"]] == [str(tmp_path / f"{i}.png") for i in (1, 2)]
+        assert done.stderr.splitlines() == [f"edgecnn: {r['fault']}" for r in told["refused"]]
+        assert all(r["fault"].startswith(r["image"]) for r in told["refused"])
+    text = run(bundle, tmp_path, "--top", 1)
+    assert (text.returncode, len(text.stdout.splitlines()), len(text.stderr.splitlines())) == (3, 4, 2)
+
+
+def test_odd_names_are_shown_and_obeyed_by_no_terminal(bundle: Path, tmp_path: Path) -> None:
+    """Control characters and bytes that are no text, in names of good and of bad files, are escaped in text and whole in --json."""
+    names = [b"\x1b[2J.png", b"a\nb.png", b"\xff\xfe.png", "caf\u00e9 \u202e.png".encode()]
+    paths = [Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + name)) for name in names]
+    for path in paths:
+        Image.fromarray(images(1, seed=1)[0][0]).save(path, "PNG")
+    bad = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\x1b]0;title\x07\xff.png"))
+    bad.write_bytes(b"x")
+    done = run(bundle, *paths, bad, "--top", 1)
+    assert done.returncode == 3, done.stderr
+    assert len(done.stdout.splitlines()) == 8
+    assert all(c.isprintable() or c == "\n" for c in done.stdout + done.stderr)
+    assert "caf\u00e9" in done.stdout
+    assert r"\x1b[2J.png" in done.stdout
+    told = json.loads(run(bundle, *paths, "--json").stdout)
+    assert [os.fsencode(a["image"]) for a in told["images"]] == [os.fsencode(p) for p in paths]
+
+
 def test_one_source_at_a_time(bundle: Path, tmp_path: Path) -> None:
     """No source, two sources, and a folder without images are refused in one line."""
     for words, code in (((), 2), (("a.png", "--watch", tmp_path), 2), ((tmp_path,), 3), (("--watch", tmp_path / "gone"), 3)):
@@ -102,7 +169,7 @@ def test_one_source_at_a_time(bundle: Path, tmp_path: Path) -> None:
 
 
 def test_watching_takes_each_new_file_once_and_when_it_is_whole(tmp_path: Path) -> None:
-    """Files that were there are left; a file that still grows is waited for; one that is no image is told and passed over."""
+    """Files that were there are left, one that still grows is waited for, and one that vanishes is passed over."""
     pixels, _ = images(2, seed=8)
     Image.fromarray(pixels[0]).save(tmp_path / "old.png")
     Image.fromarray(pixels[1]).save(tmp_path / "whole.tmp", "PNG")
@@ -114,9 +181,10 @@ def test_watching_takes_each_new_file_once_and_when_it_is_whole(tmp_path: Path) 
         looks += 1
         if looks == 1:
             (tmp_path / "new.png").write_bytes(whole[:20])
-            (tmp_path / "bad.png").write_bytes(b"no image")
+            (tmp_path / "short.png").write_bytes(whole)
         if looks == 2:
             (tmp_path / "new.png").write_bytes(whole)
+            (tmp_path / "short.png").unlink()
         if looks == 6:
             (tmp_path / "again.png").write_bytes(whole)
         assert looks < 20
@@ -124,15 +192,16 @@ def test_watching_takes_each_new_file_once_and_when_it_is_whole(tmp_path: Path) 
     came = feed.watch(tmp_path, sleep=sleep)
     name, image = next(came)
     assert (Path(name).name, looks) == ("new.png", 3)
-    assert (np.asarray(image) == pixels[1]).all()
+    assert isinstance(image, Path)
+    assert (np.asarray(Image.open(image)) == pixels[1]).all()
     assert Path(next(came)[0]).name == "again.png"
     assert looks >= 7
 
 
 def test_the_command_watches(bundle: Path, tmp_path: Path) -> None:
-    """`run --watch --json` prints one object a line as images come, and ends after `--count`."""
+    """`run --watch --json` prints one object a line as images come, tells what is no image and goes on, and ends after `--count`."""
     pixels, labels = images(2, seed=9)
-    command = [sys.executable, "-m", "edgecnn.device", "run", str(bundle), "--watch", str(tmp_path), "--count", "2", "--json"]
+    command = [sys.executable, "-m", "edgecnn.device", "run", str(bundle), "--watch", str(tmp_path), "--count", "8", "--json"]
     watcher = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent)
     try:
         stop = threading.Event()
@@ -142,8 +211,14 @@ def test_the_command_watches(bundle: Path, tmp_path: Path) -> None:
             for turn in range(200):
                 if stop.wait(0.3):
                     return
-                Image.fromarray(pixels[turn % 2]).save(tmp_path / "part.tmp", "PNG")
-                os.replace(tmp_path / "part.tmp", tmp_path / f"{labels[turn % 2]}-{turn}.png")  # noqa: PTH105
+                part, name = tmp_path / "part.tmp", f"{labels[turn % 2]}-{turn}.png"
+                if turn % 2 == 0:
+                    Image.fromarray(pixels[0]).save(part, "PNG")
+                elif turn % 4 == 1:
+                    part.write_bytes(b"no image")
+                else:  # it opens, and is too thin to be resized
+                    Image.new("RGB", (60_000, 1)).save(part, "PNG")
+                os.replace(part, tmp_path / name)  # noqa: PTH105
 
         dropper = threading.Thread(target=drop)
         dropper.start()
@@ -154,10 +229,14 @@ def test_the_command_watches(bundle: Path, tmp_path: Path) -> None:
         watcher.kill()
     assert watcher.returncode == 0, err
     lines = [json.loads(line) for line in out.splitlines()]
-    assert len(lines) == 2
     for line in lines:
         (answer,) = line["images"]
         assert answer["top"][0]["label"] == CLASSES[int(Path(answer["image"]).name[0])]
+    told = err.splitlines()
+    assert (len(lines) + len(told), len(lines) >= 2) == (8, True)
+    assert any("not an image" in line for line in told)
+    assert any("too thin" in line for line in told)
+    assert all(f"edgecnn: {tmp_path}/" in line for line in told), "each names its file"
 
 
 def test_a_camera_needs_opencv(bundle: Path, tmp_path: Path) -> None:

@@ -17,10 +17,10 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from edgecnn.device.bundle import MANIFEST, verify_bundle
+from edgecnn.device.bundle import MANIFEST, refuse_inside_a_bundle, verify_bundle
 from edgecnn.device.confine import confine
 from edgecnn.device.spec import Manifest, Result, read_manifest
-from edgecnn.errors import DataError, DeviceError, UsageError, guarded
+from edgecnn.errors import DataError, DeviceError, UsageError, guarded, printable
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device", *, own_process: bool = False) -> int:
@@ -34,7 +34,7 @@ class Parser(argparse.ArgumentParser):
     """Tells a wrong command line in one line, as every other fault is told."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(UsageError.exit_code, f"edgecnn: {message}. See `{self.prog} --help`.\n")
+        self.exit(UsageError.exit_code, f"edgecnn: {printable(message)}. See `{self.prog} --help`.\n")
 
 
 def parser(prog: str) -> Parser:
@@ -130,8 +130,7 @@ def verify(arguments: argparse.Namespace) -> int:
     signed = _signed(arguments, manifest)
     told = {"verified": True, **_identity(manifest), **signed}
     text = f"{arguments.bundle}: every file is as it was made ({_line(manifest)})."
-    if signed:
-        text += f"\nSigned by {signed['signer']}."
+    text += _about_signature(signed)
     if arguments.run:
         from edgecnn.device.golden import compare_golden
         from edgecnn.device.runtimes import open_runner
@@ -157,26 +156,40 @@ def verify(arguments: argparse.Namespace) -> int:
 
 
 def _signed(arguments: argparse.Namespace, manifest: Manifest) -> dict[str, str]:
-    """Who signed, where it is asked for."""
+    """Who signed, where it is asked for; otherwise whether there is a signature and it is whole."""
+    from edgecnn.device.signature import check_newer, signature_state, verify_signature
+
     if not arguments.signer:
         if arguments.replaces:
             raise UsageError("--replaces without --signer: anybody could have written a newer date. Name the allowed-signers file too.")
-        return {}
-    from edgecnn.device.signature import check_newer, verify_signature
-
+        return {"signature": signature_state(arguments.bundle)}
     signer = verify_signature(arguments.bundle, arguments.signer)
     if arguments.replaces:
         check_newer(manifest, verify_bundle(arguments.replaces))
-    return {"signer": signer}
+    return {"signature": "whole", "signer": signer.principals, "signer_key": signer.key}
+
+
+def _about_signature(signed: dict[str, str]) -> str:
+    """The line that says what `_signed` found; nothing where there is no signature and none was asked for."""
+    if "signer" in signed:
+        from edgecnn.device.signature import Signer
+
+        return f"\nSigned by {Signer(signed['signer'], signed['signer_key'])}."
+    return {
+        "none": "",
+        "whole": "\nIt is signed, by whom was not asked: name the file of those you trust with --signer.",
+        "unchecked": "\nIts signature was not checked: that is the work of ssh-keygen, which is not here.",
+    }[signed["signature"]]
 
 
 def _verify_packed(arguments: argparse.Namespace) -> int:
     from edgecnn.device.archive import verify_archive
 
-    if arguments.signer or arguments.run:
-        raise UsageError(f"{arguments.bundle}: an archive. Unpack it first: only a folder is verified with --signer or --run.")
-    files = verify_archive(arguments.bundle)
-    _print(arguments, {"verified": True, "files": files}, f"{arguments.bundle}: all {files} files are as they were packed.")
+    if arguments.signer or arguments.replaces or arguments.run:
+        raise UsageError(f"{arguments.bundle}: an archive. Unpack it first: only a folder is verified with --signer, --replaces or --run.")
+    files, state = verify_archive(arguments.bundle)
+    text = f"{arguments.bundle}: all {files} files are as they were packed.{_about_signature({'signature': state})}"
+    _print(arguments, {"verified": True, "files": files, "signature": state}, text)
     return 0
 
 
@@ -185,8 +198,7 @@ def pack(arguments: argparse.Namespace) -> int:
 
     folder = arguments.bundle.resolve()
     out = arguments.out or folder.with_name(folder.name + SUFFIX)
-    if folder in out.resolve().parents:
-        raise UsageError(f"{out}: lies in the bundle itself, which would then have one file too many. Name another place.")
+    refuse_inside_a_bundle(out, "--out")
     if not out.parent.is_dir():
         raise UsageError(f"{out.parent}: no such folder. Make it, or name another place.")
     digest = pack(arguments.bundle, out)
@@ -200,6 +212,7 @@ def unpack(arguments: argparse.Namespace) -> int:
     folder = arguments.out or arguments.archive.with_suffix("")
     if not arguments.out and arguments.archive.suffix != SUFFIX:
         raise UsageError(f"{arguments.archive}: does not end in {SUFFIX}. Name the folder to unpack to with --out.")
+    refuse_inside_a_bundle(folder, "--out")
     manifest = unpack(arguments.archive, folder)
     text = f"{folder}: unpacked, every file is as it was made ({_line(manifest)})."
     _print(arguments, {"bundle": str(folder), "verified": True, **_identity(manifest)}, text)
@@ -243,7 +256,7 @@ def build(arguments: argparse.Namespace) -> int:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    from itertools import chain, islice
+    from itertools import islice
 
     from edgecnn.device import feed
     from edgecnn.device.evaluate import softmax
@@ -255,29 +268,34 @@ def run(arguments: argparse.Namespace) -> int:
     manifest = _opened(arguments)
     endless = arguments.watch or arguments.camera
     named = feed.watch(arguments.watch) if arguments.watch else feed.camera(arguments.camera) if endless else feed.files(arguments.images)
-    # The first image is read before the model is loaded, and with it all that are named one by one: a bad file is told at once.
-    named = chain([next(named)], named) if arguments.images else named
     answers: list[dict[str, Any]] = []
+    refused: list[dict[str, str]] = []
     if not endless:
         _confine(arguments, manifest)
     with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
         model = Model(manifest, runner)
         told = {**_identity(manifest), "provider": runner.provider, "runtime": runner.version}
         for name, image in islice(named, arguments.count):
-            probabilities = softmax(model.logits(image))
+            try:
+                probabilities = softmax(model.logits(image))
+            except DataError as fault:  # costs the answer for this image, and no other's
+                told_of = str(fault) if isinstance(image, Path) else f"{name}: {fault}"
+                refused.append({"image": name, "fault": told_of})
+                print(f"edgecnn: {printable(told_of)}", file=sys.stderr, flush=True)
+                continue
             best = np.argsort(-probabilities, kind="stable")[: arguments.top]
             top = [{"label": manifest.labels[i], "index": int(i), "probability": float(probabilities[i])} for i in best]
             answers.append({"image": name, "top": top})
-            if endless:  # one line, or one JSON object, an image
+            if endless or not arguments.json:
                 _print(arguments, {**told, "images": [answers.pop()]}, _classes(name, top))
                 sys.stdout.flush()
-    if not endless:
-        _print(arguments, {**told, "images": answers}, "\n".join(_classes(answer["image"], answer["top"]) for answer in answers))
-    return 0
+    if arguments.json and not endless:
+        _print(arguments, {**told, "images": answers, "refused": refused}, "")
+    return DataError.exit_code if refused and not endless else 0
 
 
 def _classes(name: str, top: list[dict[str, Any]]) -> str:
-    return "\n".join([name, *(f"  {entry['probability']:6.1%}  {entry['label']}" for entry in top)])
+    return "\n".join([printable(name), *(f"  {entry['probability']:6.1%}  {printable(entry['label'])}" for entry in top)])
 
 
 def bench(arguments: argparse.Namespace) -> int:
@@ -347,6 +365,10 @@ def evaluate(arguments: argparse.Namespace) -> int:
     folder = evaluation_set(arguments)
     if arguments.logits and not arguments.logits.parent.is_dir():
         raise UsageError(f"--logits {arguments.logits}: there is no folder {arguments.logits.parent}. Make it, or name another file.")
+    if arguments.logits:
+        refuse_inside_a_bundle(arguments.logits, "--logits")
+        if folder.resolve() in arguments.logits.resolve().parents:
+            raise UsageError(f"--logits {arguments.logits}: lies among the prepared images. Name another place.")
     images = open_packed(folder, check=True)
     if images.geometry != manifest.input.geometry:
         raise DataError(
@@ -357,11 +379,13 @@ def evaluate(arguments: argparse.Namespace) -> int:
         logits = infer_all(runner, images, manifest.input)
         told = {"provider": runner.provider, "runtime": runner.version}
     if arguments.logits:
-        np.save(arguments.logits, logits)
+        with arguments.logits.open("wb") as file:  # numpy would add .npy to a bare name
+            np.save(file, logits)
     got = accuracy(logits, images.labels)
     low, high = got.interval
     where = f"{told['runtime']}, {told['provider']}"
     text = f"{_line(manifest)}\ntop-1 {got.top1:.2%} of {got.n} images (95 % interval {low:.2%} to {high:.2%}), {where}"
+    text += f"\n{arguments.logits}: logits {logits.shape[0]} x {logits.shape[1]}, float32." if arguments.logits else ""
     _print(arguments, {**_identity(manifest), **told, **asdict(got), "data_sha256": images.sha256}, text)
     return 0
 
@@ -400,11 +424,12 @@ def _identity(manifest: Manifest) -> dict[str, Any]:
 
 
 def _line(manifest: Manifest) -> str:
-    return f"{manifest.name}: {manifest.runtime}, {manifest.precision}, sha256 {manifest.model_sha256[:12]}"
+    return f"{printable(manifest.name)}: {manifest.runtime}, {manifest.precision}, sha256 {manifest.model_sha256[:12]}"
 
 
 def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
-    print(json.dumps(data, ensure_ascii=False) if arguments.json else text)
+    # Names of files need not be text, and labels may be a stranger's: neither may stop the output or reach the terminal's ears.
+    print(json.dumps(data) if arguments.json else printable(text, breaks="\n"))
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from typing import BinaryIO
 
 from edgecnn.device.bundle import MOST_SUMS_BYTES, SIGNATURE, SUMS, is_engine, parse_sums, verify_bundle
 from edgecnn.device.files import fsync_folder, sha256_file
+from edgecnn.device.signature import MOST_BYTES as MOST_SIGNATURE_BYTES
+from edgecnn.device.signature import State, check_signature
 from edgecnn.device.spec import Manifest
 from edgecnn.errors import IntegrityError, UsageError
 
 SUFFIX = ".edgecnn"
 MOST_BYTES = 4 << 30
-MOST_SIGNATURE_BYTES = 1 << 16
 _BLOCK = 512
 _END = bytes(2 * _BLOCK)
 
@@ -86,7 +87,7 @@ def unpack(archive: Path, folder: Path) -> Manifest:
     if folder.is_symlink() or folder.exists():
         raise UsageError(f"{folder}: is there already. Remove it, or name another folder to unpack to.")
     with _opened(archive) as source:
-        entries = _read(source, str(archive))
+        entries, _ = _read(source, str(archive))
         folder.parent.mkdir(parents=True, exist_ok=True)
         work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp"))
         try:
@@ -110,14 +111,15 @@ def unpack(archive: Path, folder: Path) -> Manifest:
     return manifest
 
 
-def verify_archive(archive: Path) -> int:
-    """Check every byte of the archive, the signature's own excepted; returns how many files it holds. Writes nothing.
+def verify_archive(archive: Path) -> tuple[int, State]:
+    """Check every byte of the archive; returns how many files it holds, and what of its signature is known. Writes nothing.
 
     Raises:
         IntegrityError: it is not an archive as `pack` writes them, or a file in it has changed.
     """
     with _opened(archive) as source:
-        return len(_read(source, str(archive)))
+        entries, state = _read(source, str(archive))
+        return len(entries), state
 
 
 def _opened(archive: Path) -> BinaryIO:
@@ -126,16 +128,19 @@ def _opened(archive: Path) -> BinaryIO:
     return archive.open("rb")
 
 
-def _read(source: BinaryIO, where: str) -> list[_Entry]:
-    """Every entry, each one's header and content checked, and nothing between or after them."""
+def _read(source: BinaryIO, where: str) -> tuple[list[_Entry], State]:
+    """Every entry, each one's header and content checked, and nothing between or after them; and the signature's state."""
     size = os.fstat(source.fileno()).st_size
     if size > MOST_BYTES:
         raise IntegrityError(f"{where}: {size} bytes, more than the {MOST_BYTES} that an archive may have. Get it again from who made it.")
     first = _entry(source, where, SUMS, 0, None, MOST_SUMS_BYTES)
-    sums = parse_sums(b"".join(_content(source, first)), f"{where}: {SUMS}")
+    text = b"".join(_content(source, first))
+    sums = parse_sums(text, f"{where}: {SUMS}")
     entries = [first]
+    state: State = "none"
     if _name_at(source, _after(first)) == SIGNATURE:
         entries.append(_entry(source, where, SIGNATURE, _after(first), None, MOST_SIGNATURE_BYTES))
+        state = check_signature(text, b"".join(_content(source, entries[-1])), where)
     for name, digest in sums.items():
         entries.append(_entry(source, where, name, _after(entries[-1]), digest, size))
     end = _after(entries[-1])
@@ -151,7 +156,7 @@ def _read(source: BinaryIO, where: str) -> list[_Entry]:
         source.seek(entry.start)
         if entry.sha256 is not None and is_engine(entry.name, source.read(min(4, entry.size))):
             raise IntegrityError(f"{where}: {entry.name} is a TensorRT engine, native code that is only ever built where it runs.")
-    return entries
+    return entries, state
 
 
 def _entry(source: BinaryIO, where: str, name: str, at: int, sha256: str | None, most: int) -> _Entry:

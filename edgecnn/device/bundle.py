@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from edgecnn.device.files import fsync_folder, sha256_file
 from edgecnn.device.spec import Manifest, read_manifest
-from edgecnn.errors import IntegrityError
+from edgecnn.errors import IntegrityError, UsageError
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
@@ -169,6 +169,17 @@ def folders_of(names: Iterable[str]) -> set[str]:
 def is_engine(name: str, head: bytes) -> bool:
     """Whether a file is a TensorRT engine, by its suffix or its first four bytes: a letter for the edition, and "trt"."""
     return name.lower().endswith(_ENGINE_SUFFIXES) or head[1:4] == b"trt"
+
+
+def refuse_inside_a_bundle(path: Path, option: str) -> None:
+    """Nothing is written into a bundle: it would then have a file too many, or one that has changed.
+
+    Raises:
+        UsageError: `path`, given as `option`, lies in one.
+    """
+    for folder in path.resolve().parents:
+        if (folder / SUMS).is_file() and (folder / MANIFEST).is_file():
+            raise UsageError(f"{option} {path}: lies in the bundle {folder}, which would not be intact any more. Name another place.")
 
 
 def shown(name: str) -> str:

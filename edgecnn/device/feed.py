@@ -1,48 +1,40 @@
-"""Where `run` takes its images from: files, folders, a folder that others drop files into, or a camera."""
+"""Where `run` takes its images from: files, folders, a folder that others drop files into, or a camera. It opens them itself."""
 
 from __future__ import annotations
 
 import importlib
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from edgecnn.device.preprocess import open_image
 from edgecnn.errors import DataError, DeviceError
 
 if TYPE_CHECKING:
     from PIL import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".avif")
-Named = Iterator[tuple[str, "Image.Image"]]
+Named = Iterator[tuple[str, "Path | Image.Image"]]
 
 
 def files(paths: Sequence[Path]) -> Named:
-    """Each file, and each image file directly in each folder, by name. Files named one by one are all read before the first is yielded.
+    """Each file, and each image file directly in each folder, by name.
 
     Raises:
-        DataError: one does not decode, or a folder has no image in it.
+        DataError: a folder has no image in it; before anything is yielded.
     """
-    read = {path: open_image(path) for path in paths if not path.is_dir()}
+    found: list[Path] = []
     for path in paths:
-        if path in read:
-            yield str(path), read[path]
-            continue
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if os.path.isdir(path) else [path]  # noqa: PTH112  Path.is_dir raises where a name is too long
         if not inside:
             raise DataError(f"{path}: no image file in it ({' '.join(SUFFIXES)}). Name the folder that holds the images themselves.")
-        for image in inside:
-            yield str(image), open_image(image)
+        found += inside
+    return ((str(path), path) for path in found)
 
 
 def watch(folder: Path, *, sleep: Callable[[float], None] = time.sleep, every_s: float = 0.25) -> Named:
-    """Image files that come into `folder` from now on, without end, each when its size and time stand still for one look.
-
-    One that does not decode is told on stderr, and left behind.
-    """
+    """Image files that come into `folder` from now on, without end, each when its size and time stand still for one look."""
     if not folder.is_dir():
         raise DataError(f"{folder}: not a folder, so it cannot be watched. Make it first.")
     done = _seen(folder)
@@ -53,19 +45,17 @@ def watch(folder: Path, *, sleep: Callable[[float], None] = time.sleep, every_s:
         for name, state in sorted(now.items()):
             if done.get(name) != state and before.get(name) == state:
                 done[name] = state
-                try:
-                    image = open_image(folder / name)
-                except DataError as fault:
-                    print(f"edgecnn: {fault}", file=sys.stderr, flush=True)
-                    continue
-                yield str(folder / name), image
+                yield str(folder / name), folder / name
         before, done = now, {name: state for name, state in done.items() if name in now}
 
 
 def _seen(folder: Path) -> dict[str, tuple[int, int]]:
     """Size and time of each image file in the folder."""
-    with os.scandir(folder) as entries:
-        images = [e for e in entries if Path(e.name).suffix.lower() in SUFFIXES and not e.name.startswith(".")]
+    try:
+        with os.scandir(folder) as entries:
+            images = [e for e in entries if Path(e.name).suffix.lower() in SUFFIXES and not e.name.startswith(".")]
+    except FileNotFoundError:
+        raise DataError(f"{folder}: is gone, so it cannot be watched any more. Make it again, and start again.") from None
     seen = {}
     for entry in images:
         try:
