@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import py_compile
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -147,3 +149,30 @@ def test_the_bundle_brings_its_own_program(tiny_folder: Path, tmp_path: Path) ->
     size = sum(path.stat().st_size for path in (bundle / "edgecnn").rglob("*") if path.is_file())
     assert 20_000 < size < 300_000
     assert all(path.is_file() for path in bundle.rglob("__pycache__"))
+
+
+def test_nothing_hides_in_a_byte_code_cache(tiny_folder: Path, tmp_path: Path) -> None:
+    """A compiled file that Python would run instead of the bundle's own is found, and so is a module that would come before Python's."""
+    write(tmp_path / "pi", tiny_folder, tmp_path)
+    canary = tmp_path / "canary"
+    (tmp_path / "evil.py").write_text(f"open({str(canary)!r}, 'w')\n")
+    for where, name in (
+        ("edgecnn/device/__pycache__", f"bundle.{sys.implementation.cache_tag}.pyc"),
+        ("edgecnn/device", "golden.pyc"),
+        (".", "json.py"),
+    ):
+        bundle = shutil.copytree(tmp_path / "pi", tmp_path / f"pi-{Path(name).stem}")
+        cache = bundle / where
+        if cache.is_file():
+            cache.unlink()
+            cache.mkdir()
+        if name.endswith(".pyc"):
+            py_compile.compile(
+                str(tmp_path / "evil.py"), str(cache / name), invalidation_mode=py_compile.PycInvalidationMode.UNCHECKED_HASH
+            )
+        else:
+            shutil.copyfile(tmp_path / "evil.py", cache / name)
+        done = device("verify", bundle, cwd=HERE.parent)
+        assert (done.returncode, done.stdout) == (7, ""), done
+        assert "__pycache__ is not a regular file" in done.stderr or f"{name} does not belong" in done.stderr
+    assert not canary.exists(), "verify ran nothing of the bundle"

@@ -128,7 +128,7 @@ def test_a_bad_image_costs_its_own_answer_only(bundle: Path, tmp_path: Path) -> 
     for i, image in enumerate(pixels):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     (tmp_path / "1.png").write_bytes((tmp_path / "1.png").read_bytes()[:60])
-    Image.new("RGB", (60_000, 1)).save(tmp_path / "2.png")
+    Image.new("RGB", (400_000, 1)).save(tmp_path / "2.png")
     for words in ((tmp_path,), sorted(tmp_path.iterdir())):
         done = run(bundle, *words, "--json")
         told = json.loads(done.stdout)
@@ -217,7 +217,7 @@ def test_the_command_watches(bundle: Path, tmp_path: Path) -> None:
                 elif turn % 4 == 1:
                     part.write_bytes(b"no image")
                 else:  # it opens, and is too thin to be resized
-                    Image.new("RGB", (60_000, 1)).save(part, "PNG")
+                    Image.new("RGB", (400_000, 1)).save(part, "PNG")
                 os.replace(part, tmp_path / name)  # noqa: PTH105
 
         dropper = threading.Thread(target=drop)
@@ -243,12 +243,17 @@ def test_a_camera_needs_opencv(bundle: Path, tmp_path: Path) -> None:
     """Without OpenCV, --camera says what to install; with it, a video that is not there is refused. Exit code 8 both times."""
     done = run(bundle, "--camera", tmp_path / "gone.avi")
     assert done.returncode == 8, done.stderr
-    assert "OpenCV" in done.stderr.splitlines()[-1]
+    assert "OpenCV cannot open it" in done.stderr.splitlines()[-1]
+    code = "import sys; sys.modules['cv2'] = None; from edgecnn.device.__main__ import main; "
+    code += f"sys.exit(main(['run', {str(bundle)!r}, '--camera', '0']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=HERE.parent, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1].partition("Install it: ")[2]) == (8, "pip install opencv-python-headless")
 
 
 def test_frames_of_a_video_are_right_way_round(tmp_path: Path) -> None:
     """Red frames come out red: OpenCV's order of colours is turned."""
-    cv2 = pytest.importorskip("cv2", reason="OpenCV is not installed")
+    import cv2
+
     writer = cv2.VideoWriter(str(tmp_path / "red.avi"), cv2.VideoWriter_fourcc(*"MJPG"), 5, (32, 16))
     for _ in range(3):
         writer.write(np.full((16, 32, 3), (0, 0, 255), np.uint8))
