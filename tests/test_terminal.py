@@ -63,7 +63,7 @@ def test_a_fault_names_a_hostile_file_harmlessly(capsys: pytest.CaptureFixture[s
         raise UsageError("out/\x1b[2Jx: not there\nSecond line")
 
     assert guarded(fail) == 2
-    assert capsys.readouterr().err == "edgecnn: out/?[2Jx: not there\nSecond line\n"
+    assert capsys.readouterr().err == "edgecnn: out/\\x1b[2Jx: not there\nSecond line\n"
 
 
 def test_help_fits_80_columns(tmp_path: Path) -> None:
