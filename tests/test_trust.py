@@ -49,11 +49,14 @@ def test_flips_are_counted_both_ways() -> None:
 
 
 def test_mcnemar_as_published() -> None:
-    """The exact p-values that mlxtend's documentation and Wikipedia's article work out, and statsmodels' on the same tables."""
+    """The exact p-values of two worked examples: calcugator.com's tutorial of chi2_mcnemar, and stat-tools.xyz's page for 12 and 5.
+
+    On these and other tables also statsmodels' values.
+    """
     oracle = pytest.importorskip("statsmodels.stats.contingency_tables")
-    assert mcnemar(25, 15) == pytest.approx(0.154, abs=5e-4)  # mlxtend, scenario A
-    assert mcnemar(11, 1) == pytest.approx(0.006, abs=5e-4)  # mlxtend, scenario B
-    for lost, won in ((121, 59), (25, 15), (0, 6), (7, 7), (300, 1)):
+    assert mcnemar(11, 3) == pytest.approx(0.05737304687500008, rel=1e-12)  # 20 teenagers before and after a lecture, two-tailed
+    assert mcnemar(12, 5) == pytest.approx(0.1435, abs=5e-5)
+    for lost, won in ((11, 3), (12, 5), (121, 59), (25, 15), (0, 6), (7, 7), (300, 1)):
         theirs = oracle.mcnemar([[50, lost], [won, 50]], exact=True).pvalue
         assert mcnemar(lost, won) == pytest.approx(theirs, rel=1e-6)
 
