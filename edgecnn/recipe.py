@@ -76,7 +76,7 @@ class Recipe(Config):
     stages: tuple[AnyStage, ...] = Field((), description="Torch model in, torch model out, in this order.")
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
-    effort: Effort = Field("normal", description="quick: only candidates that take seconds. normal: all.")
+    effort: Effort = Field("normal", description="quick: only candidates that take seconds, no corruptions, no pictures. normal: all.")
     choose: Choose = Field(Choose(minutes=None), description="When the search for candidates ends.")
     controls: bool = Field(False, description="Also train what pruning must beat: no teacher, uniform width, a smaller zoo model.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")

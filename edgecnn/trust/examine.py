@@ -36,8 +36,9 @@ def examine(run: Run, target: AnyTarget, artifact: Artifact, baseline: Float, lo
         logits: of the file on the same images, N x classes.
 
     Returns:
-        `flips`, `classes`, `confusions`, `confidence`, and, where the recipe asks for them, `robustness` and `pictures`; see
-        docs/result.md. Pictures lie in `pictures/` of the run folder, each image's predictions in `predictions/`.
+        `flips`, `classes`, `confusions`, `confidence`, and, where the recipe asks for them, `robustness` and `pictures`, which take
+        longer than all else and are left out at `effort: quick`; see docs/result.md. Pictures lie in `pictures/` of the run folder, each
+        image's predictions in `predictions/`.
     """
     labels = run.data.evaluation.labels
     before, after = Predictions.of(baseline.evaluation), Predictions.of(logits)
@@ -83,7 +84,9 @@ def _robustness(
     look = run.recipe.trust
     kinds = [(kind, severity) for kind in look.corruptions for severity in look.severities]
     n = min(look.corrupted_images, len(run.data.evaluation))
-    if not n or not kinds or artifact.manifest.input.image_size != "prepared":  # both models must see the same pixels
+    if run.recipe.effort == "quick" or not n or not kinds:
+        return None
+    if artifact.manifest.input.image_size != "prepared":  # both models must see the same pixels
         return None
     labels = run.data.evaluation.labels[:n]
     stand_in = target.measured_as()
@@ -157,7 +160,7 @@ def extra_drops(kinds: Sequence[tuple[str, int]], was: change.Bools, now: change
 
 def _pictures(run: Run, target: AnyTarget, artifact: Artifact, baseline: Float, before: Predictions, after: Predictions) -> dict[str, Any]:
     """Flipped and typical images with Grad-CAM of both."""
-    if not run.recipe.trust.pictures or artifact.manifest.input.image_size != "prepared":
+    if run.recipe.effort == "quick" or not run.recipe.trust.pictures or artifact.manifest.input.image_size != "prepared":
         return {"pictures": [], "gradcam": None}
     packed, _ = images(run, "evaluation", artifact.manifest.input)
 
