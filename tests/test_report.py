@@ -656,4 +656,4 @@ def test_layers_controls_and_timed_stages_are_shown_where_there_are_such(tmp_pat
     assert layers.count("blocks.59.conv_dw: 10.5 dB") == 1  # the most sensitive, on hover
     stages = page[page.index('<section id="stages">') : page.index('<section id="classes">')]
     assert "Latency, ms" in stages
-    assert all(word in stages for word in ("uniform-width", "ours: +1.00", "nearest-zoo", "not made"))
+    assert all(word in stages for word in ("uniform-width", "ours is +1.00 points", "nearest-zoo", "not made"))

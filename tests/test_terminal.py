@@ -18,13 +18,15 @@ from edgecnn.errors import UsageError, guarded
 def edgecnn(*words: object, home: Path) -> str:
     """Its stdout, at 80 columns; it must end well."""
     env = {**os.environ, "HOME": str(home), "COLUMNS": "80"}
-    command = [sys.executable, "-m", "edgecnn", *map(str, words)]
+    command = [str(Path(sys.executable).parent / "edgecnn"), *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, check=True, timeout=120, env=env).stdout
 
 
 def test_completion_installs_and_completes(tmp_path: Path) -> None:
     """`--install-completion` touches the home folder only; a new bash then completes commands and options."""
-    edgecnn("--install-completion", "bash", home=tmp_path)
+    # By its own name: what is installed is for the program that was called.
+    command = [str(Path(sys.executable).parent / "edgecnn"), "--install-completion", "bash"]
+    subprocess.run(command, capture_output=True, check=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)})
     assert {p.name for p in tmp_path.iterdir()} == {".bashrc", ".bash_completions"}
     script = """
         source "$HOME/.bashrc"
