@@ -272,7 +272,7 @@ def _temporary() -> Iterator[None]:
 
     Not in the run folder: the names of sockets in it would become too long.
     """
-    prefix = f"edgecnn-{os.getuid()}-"
+    prefix = f"edgecnn-run-{os.getuid()}-"
     parent, before = Path(tempfile.gettempdir()), tempfile.tempdir
     for left in parent.glob(f"{prefix}*"):
         with suppress(OSError):
