@@ -56,10 +56,10 @@ def pictures_in(folder: Path) -> Callable[[Any], str]:
 
 def read_result(path: Path) -> dict[str, Any]:
     """The result with nulls left out and its text made safe to show."""
+    if not path.is_file():  # nor a link that leads to itself
+        raise UsageError(f"{path}: not there. Give the folder of a finished run, or run `edgecnn compress` first.")
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UsageError(f"{path}: not there. Give the folder of a finished run, or run `edgecnn compress` first.") from None
     except (ValueError, RecursionError) as fault:
         raise IntegrityError(f"{path}: not readable as JSON ({fault}). Run `edgecnn compress` again to write it anew.") from None
     schema = result.get("schema") if isinstance(result, dict) else None
