@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -196,7 +197,7 @@ def _verify_packed(arguments: argparse.Namespace) -> int:
 def pack(arguments: argparse.Namespace) -> int:
     from edgecnn.device.archive import SUFFIX, pack
 
-    folder = arguments.bundle.resolve()
+    folder = Path(os.path.realpath(arguments.bundle))  # of a link that leads to itself, too
     out = arguments.out or folder.with_name(folder.name + SUFFIX)
     refuse_inside_a_bundle(out, "--out")
     if not out.parent.is_dir():
