@@ -296,7 +296,7 @@ def _temporary() -> Iterator[None]:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed run left half written; we hold the lock, so nobody is writing."""
-    for folder in (out, out / "bundles"):
+    for folder in (out, out / "bundles", out / "pictures"):
         for path in folder.glob(".*"):
             if path.suffix in (".tmp", ".old"):
                 _remove(path)

@@ -227,11 +227,13 @@ def test_leftovers_are_swept(tmp_path: Path) -> None:
     with open_store(tmp_path, "r"):
         pass
     (tmp_path / "bundles").mkdir()
-    for name in (".result.json.x.tmp", "bundles/.pi.x.old", ".keep"):
+    (tmp_path / "pictures").mkdir()
+    for name in (".result.json.x.tmp", "bundles/.pi.x.old", "pictures/.pi-04.jpg.x.tmp", ".keep"):
         (tmp_path / name).write_text("")
     with open_store(tmp_path, "r"):
         assert not (tmp_path / ".result.json.x.tmp").exists()
         assert not (tmp_path / "bundles/.pi.x.old").exists()
+        assert not list((tmp_path / "pictures").iterdir())
         assert (tmp_path / ".keep").exists()
 
 
