@@ -47,7 +47,7 @@ def mobilenet_v2(shared: Path, out: Path) -> list[Path]:
     export_onnx(model, graph)
     images = pack(data.calibration, model.input, out / "calibration")
     found = collect(graph, images, model.input)
-    source = Source(graph, lambda: graph, model.input, tuple(map(str, range(data.outputs))), images, lambda: found, 0)
+    source = Source(graph, lambda: graph, model.input, model.labels, images, lambda: found, 0)
     for folder, target, name in (
         (folders[0], Onnxruntime(name="ort-fp32", runtime="onnxruntime"), "fp32"),
         (folders[1], Onnxruntime(name="ort-int8", runtime="onnxruntime"), "int8"),
