@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from edgecnn import choose
+from edgecnn.bench import profiles
 from edgecnn.board_readme import board_readme
 from edgecnn.board_runtime import board_runtime
 from edgecnn.bom import BOM, ml_bom
@@ -22,7 +23,8 @@ from edgecnn.device.bundle import SUMS, verify_bundle, write_bundle
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.files import sha256_file
 from edgecnn.device.golden import ABOUT, VECTORS, synthesise, write_golden
-from edgecnn.device.packed import write_packed
+from edgecnn.device.packed import open_packed, write_packed
+from edgecnn.device.profile import Profile
 from edgecnn.device.spec import Artifact, InputSpec, Manifest, Result, read_manifest
 from edgecnn.device.stats import summarise
 from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError, ResourceError
@@ -31,12 +33,17 @@ from edgecnn.measure import evaluate, identity_of, latencies
 from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
 from edgecnn.remote import on
+from edgecnn.sensitivity import Weighed, seconds_of, weigh
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
-from edgecnn.targets.fit import divergence
+from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
+from edgecnn.targets.qdq import kept_in_float
+from edgecnn.targets.sensitivity import Cost, costs, divergence, nodes_of, parts
 from edgecnn.trust import examine
+
+DRAWS = 3
 
 
 def source_of(run: Run, model: Float) -> Source:
@@ -69,7 +76,9 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
     promise = promise_of(run.recipe.promise, target)
     run.screen.say(f"target {target.name}: {target.runtime}, {target.precision}")
     run.screen.tell("target", target=target.name)
-    tried = _timed(run, target, _all_tried(run, target, source, model) + _trained(run, target, model, trained))
+    tried = _all_tried(run, target, source, model) + _trained(run, target, model, trained)
+    layers, mixed = _weighed(run, target, source, model, tried)
+    tried = _timed(run, target, tried + mixed)
     float_top1 = accuracy(baseline.choice, run.data.choice.labels).top1
     chosen, why = choose.choose(tried, promise, float_top1)
     if chosen is None:
@@ -138,6 +147,8 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         "trust": examine(run, target, chosen.artifact, baseline, logits),
         "promise": promise.model_dump(),
         "candidates": choose.summaries(tried, chosen, why),
+        "layers": [asdict(layer) for layer in layers],
+        "draws": _draws(run, target, source, model, chosen),
     }
 
 
@@ -179,6 +190,85 @@ def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -
     for each in tried:
         _tell(run, each)
     return tried
+
+
+def _weighed(run: Run, target: AnyTarget, source: Source, model: Float, tried: list[Tried]) -> tuple[list[Weighed], list[Tried]]:
+    """At `effort: thorough`, what int8 costs and buys in each layer, and the candidate that leaves in float where it does not pay.
+
+    There is none where no layer is like that, and none where more than half are: then int8 itself does not pay.
+    """
+    made = {t.candidate.name: t for t in tried if t.artifact}
+    plain = next((t for t in made.values() if t.candidate.name in ("int8", "int8-qdq")), None)
+    form = target.form()
+    if run.recipe.effort != "thorough" or plain is None or form is None or plain.artifact is None:
+        return [], []
+    pinned = kept_in_float(source.onnx, target.keep_float)
+    how = plain.candidate.how
+
+    def measure(work: Path) -> dict[str, Any]:
+        run.screen.say(f"  {target.name}: what int8 costs in each layer")
+        graph = work / "int8.onnx"
+        fit_qdq(source, graph, form, methods=how["calibrations"], correct=True, exclude=pinned)
+        return {"costs": [asdict(cost) for cost in costs(source.onnx, graph, form, source.calibration, source.input)]}
+
+    inputs = {"model": model.key, "form": asdict(form), "how": how, "pinned": pinned, "images": source.calibration.sha256}
+    lost = [Cost(**each) for each in run.store.once("sensitivity", inputs, measure).facts["costs"]]
+    rows = weigh(lost, _layer_times(run, target, source, made.get("fp32"), plain), pinned)
+    kept = {row.name for row in rows if row.kept_float}
+    if kept <= {cost.name for cost in lost if cost.node in pinned} or 2 * len(kept) > len(rows):
+        return rows, []
+    twin = replace(plain.candidate, name=f"{plain.candidate.name}-mixed", how={**how, "keep": nodes_of(source.onnx, kept)})
+    return rows, [_tried(run, target, twin, source, model)]
+
+
+def _draws(run: Run, target: AnyTarget, source: Source, model: Float, chosen: Tried) -> list[dict[str, Any]]:
+    """At `effort: thorough`, the int8 file that ships made again from three draws of two thirds of the calibration images each: how much
+    of its figures on the choice images is the luck of the draw."""
+    if run.recipe.effort != "thorough" or chosen.candidate.precision != "int8" or chosen.candidate.how.get("qat"):
+        return []
+    every, rows = source.calibration, []
+    for draw in range(DRAWS):
+        picked = np.sort(np.random.default_rng((run.recipe.seed, draw)).permutation(len(every))[: max(1, 2 * len(every) // 3)])
+
+        def make(work: Path, picked: np.ndarray = picked) -> None:
+            write_packed(work, [every.ids[i] for i in picked], every.labels[picked], every.images[picked], source.input.geometry)
+
+        some = open_packed(run.store.once("draw", {"images": every.sha256, "picked": picked.tolist()}, make).folder)
+        histograms = functools.cache(functools.partial(collect, source.onnx, some, source.input))
+        t = _tried(run, target, chosen.candidate, replace(source, calibration=some, histograms=histograms, fitted={}), model)
+        rows.append({"n": len(some), "top1": t.top1, "agreement": t.agreement, "divergence": t.divergence, "failure": t.failure})
+    return rows
+
+
+def _layer_times(
+    run: Run, target: AnyTarget, source: Source, before: Tried | None, after: Tried
+) -> tuple[dict[str, float], dict[str, float]] | None:
+    """Seconds of each layer in the fp32 and in the int8 file, or None where they cannot be told."""
+    if target.measured_as() or target.runtime == "tensorrt" or before is None or before.artifact is None or after.artifact is None:
+        return None
+    folders = [before.artifact.folder, after.artifact.folder]
+
+    def make(work: Path) -> dict[str, Any]:
+        run.screen.say(f"  {target.name}: time each layer")
+        with on(target.device) as board:
+            try:
+                found = profiles(folders, threads=target.threads, batch=1, seconds=run.recipe.bench.seconds, options=(), board=board)
+            except DeviceError as fault:  # a runtime that gives no profile can still be measured as a whole
+                return {"fault": str(fault)}
+        return {"profiles": [asdict(profile) for profile in found]}
+
+    files = [[t.artifact.manifest.digests, t.artifact.manifest.options] for t in (before, after) if t.artifact]
+    inputs = {"files": files, "threads": target.threads, "machine": identity_of(target.device), "runtime": target.runtime}
+    entry = run.store.once("layer-times", inputs, make)
+    if "fault" in entry.facts:
+        run.screen.say(f"  {target.name}: no time of single layers: {entry.facts['fault']}")
+        return None
+    first, second = (Profile.from_json(each) for each in entry.facts["profiles"])
+    if first.void or second.void:
+        run.screen.say(f"  {target.name}: no time of single layers: {first.void or second.void}")
+        return None
+    of = parts(source.onnx)
+    return seconds_of(first, of), seconds_of(second, of)
 
 
 def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, model: Float, key: str = "") -> Tried:

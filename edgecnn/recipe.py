@@ -76,7 +76,11 @@ class Recipe(Config):
     stages: tuple[AnyStage, ...] = Field((), description="Torch model in, torch model out, in this order.")
     targets: tuple[AnyTarget, ...] = Field(min_length=1, description="One bundle each.")
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
-    effort: Effort = Field("normal", description="quick: only candidates that take seconds, no corruptions, no pictures. normal: all.")
+    effort: Effort = Field(
+        "normal",
+        description="quick: only candidates that take seconds, no corruptions, no pictures. normal: all. thorough: also what int8 costs in "
+        "each layer, a mixed-precision candidate, and what ships made from three draws of the calibration images.",
+    )
     choose: Choose = Field(Choose(minutes=None), description="When the search for candidates ends.")
     controls: bool = Field(False, description="Also train what pruning must beat: no teacher, uniform width, a smaller zoo model.")
     bench: Bench = Field(Bench(), description="How candidates are timed.")

@@ -16,13 +16,14 @@ from torch import Tensor, nn
 
 from edgecnn.device.packed import open_packed
 from edgecnn.device.preprocess import normalise
+from edgecnn.sensitivity import weigh
 from edgecnn.stages.base import TorchModel
 from edgecnn.targets.bias import channel_means, correct_bias
 from edgecnn.targets.calibration import METHODS, collect, ranges
-from edgecnn.targets.fit import divergence, fit_qdq
+from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.qdq import KERNELS, Form, squeeze_and_excite, write_qdq
-from edgecnn.targets.sensitivity import worst_layers
+from edgecnn.targets.sensitivity import costs, divergence, nodes_of, parts, worst_layers
 from edgecnn.targets.tensorrt import FORM
 
 FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, only=KERNELS), "tensorrt": FORM}
@@ -202,3 +203,28 @@ def test_a_single_scale_for_uneven_weights_is_found_named_and_mended(tiny_folder
     scales = [i for i in onnx.load(str(quantized)).graph.initializer if i.name.endswith("weight_scale")]
     assert len(scales) == 2
     assert all(len(i.dims) == 1 for i in scales)
+
+
+def test_each_layer_alone_and_what_is_kept_in_float(tiny_folder: Path, tmp_path: Path) -> None:
+    """Every layer has its own cost; the one made harmful, or slower in int8, is kept in float and says why; a pin of the recipe too."""
+    made, path, form = source(tiny_folder), tmp_path / "q.onnx", FORMS["onnxruntime"]
+    fit_qdq(made, path, form, methods=["minmax"], correct=False)
+    found = costs(made.onnx, path, form, made.calibration, made.input)
+    assert len(found) == 4
+    assert all(0 <= c.flips <= 1 and c.divergence > 0 and np.isfinite(c.sqnr_db) for c in found)
+    even = [replace(c, divergence=1.0) for c in found]
+    assert not any(row.kept_float for row in weigh(even, None, ()))
+    harmful = [replace(even[0], divergence=30.0), *even[1:]]
+    assert [bool(row.why) for row in weigh(harmful, None, ())] == [True, False, False, False]
+    float_s = {c.name: 1e-3 for c in found}
+    rows = weigh(even, (float_s, {**float_s, even[2].name: 1.5e-3}), [even[3].node])
+    assert [row.why.split(":")[0] for row in rows] == ["", "", "not faster in int8", "the recipe's keep_float"]
+
+
+def test_every_node_belongs_to_the_layer_before_it(tiny_folder: Path) -> None:
+    """A layer's nodes are its own and the weightless ones behind it; all nodes are in exactly one layer."""
+    model = source(tiny_folder).onnx
+    layers = dict.fromkeys(parts(model).values())
+    nodes = [node.name for node in onnx.load(str(model)).graph.node]
+    assert sorted(name for layer in layers for name in nodes_of(model, [layer])) == sorted(nodes)
+    assert len(layers) == 5  # the four and what lies before them

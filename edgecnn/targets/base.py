@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -20,8 +20,8 @@ from edgecnn.targets.preprocess_graph import take_pixels
 from edgecnn.targets.qdq import Form
 
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
-Effort = Literal["quick", "normal"]
-EFFORTS: tuple[Effort, ...] = ("quick", "normal")
+Effort = Literal["quick", "normal", "thorough"]
+EFFORTS: tuple[Effort, ...] = ("quick", "normal", "thorough")
 
 
 class Promise(Config):
@@ -61,6 +61,7 @@ class Source:
         histograms: of every float activation of `onnx` over the calibration images; computed at most once.
         seed: of everything random.
         learned: `form` and `ranges` each, where a qat stage made `onnx`; QDQ graphs then take these ranges.
+        fitted: what `fit` has made of it already: runtimes that want the same graph share it.
     """
 
     onnx: Path
@@ -71,6 +72,7 @@ class Source:
     histograms: Callable[[], Mapping[str, Histogram]]
     seed: int
     learned: Sequence[Mapping[str, Any]] | None = None
+    fitted: dict[Any, tuple[bytes, list[str]]] = field(default_factory=dict)
 
     def artifact(
         self,

@@ -15,15 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
-from edgecnn.device.evaluate import softmax
-from edgecnn.device.packed import Packed
-from edgecnn.device.preprocess import normalise
-from edgecnn.device.spec import InputSpec
 from edgecnn.targets.base import Source
 from edgecnn.targets.bias import correct_bias
 from edgecnn.targets.calibration import ranges
 from edgecnn.targets.qdq import Form, write_qdq
-from edgecnn.targets.sensitivity import worst_layers
+from edgecnn.targets.sensitivity import divergence, logits, worst_layers
 
 IMAGES = 128
 COLLAPSE = 0.9  # no honest int8 file agrees less with its float model
@@ -45,20 +41,31 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
         write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
         return ["weights and ranges of the qat stage"]
-    wanted = _logits(source.onnx, source.calibration, source.input)
+    key = (form, tuple(methods), correct, frozenset(exclude))
+    if key in source.fitted:
+        graph, notes = source.fitted[key]
+        path.write_bytes(graph)
+        return list(notes)
+    notes = _fit(source, path, form, methods, correct, exclude)
+    source.fitted[key] = path.read_bytes(), notes
+    return list(notes)
+
+
+def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct: bool, exclude: Collection[str]) -> list[str]:
+    wanted = logits(source.onnx, source.calibration, source.input, IMAGES)
     with tempfile.TemporaryDirectory() as work:
         errors, files = {}, {}
         for method in methods:
             files[method] = Path(work) / f"{method}.onnx"
             write_qdq(source.onnx, files[method], ranges(source.histograms(), method, symmetric=form.symmetric), form, exclude)
-            errors[method] = divergence(wanted, _logits(files[method], source.calibration, source.input))
+            errors[method] = divergence(wanted, logits(files[method], source.calibration, source.input, IMAGES))
         best = min(errors, key=errors.__getitem__)
         told = ", ".join(f"{method} {error:.2g}" for method, error in errors.items())
         note = f"ranges by {best}; divergence from the float outputs on {len(wanted)} calibration images: {told}"
         shutil.copy(files[best], path)
         if correct:
             correct_bias(source.onnx, files[best], source.calibration, source.input)
-            after = divergence(wanted, _logits(files[best], source.calibration, source.input))
+            after = divergence(wanted, logits(files[best], source.calibration, source.input, IMAGES))
             note += f", {after:.2g} with corrected biases{'' if after < errors[best] else ', which was therefore left out'}"
             if after < errors[best]:
                 shutil.copy(files[best], path)
@@ -72,29 +79,9 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
 
 def _collapse(source: Source, path: Path, wanted: np.ndarray) -> list[str]:
     """Where the file gives other classes than the float model too often: that, and the layers where the error is largest."""
-    agreement = (wanted.argmax(1) == _logits(path, source.calibration, source.input).argmax(1)).mean()
+    agreement = (wanted.argmax(1) == logits(path, source.calibration, source.input, IMAGES).argmax(1)).mean()
     if agreement >= COLLAPSE:
         return []
     worst = worst_layers(source.onnx, path, source.calibration, source.input)[:3]
     named = "; ".join(f"{w.name}, {w.lost_db:.0f} dB lost, float outputs from {w.low:.3g} to {w.high:.3g}" for w in worst)
     return [f"collapse: only {agreement:.0%} of {len(wanted)} calibration images keep their class. Most is lost in {named}"]
-
-
-def divergence(wanted: np.ndarray, found: np.ndarray) -> float:
-    """Mean Kullback-Leibler divergence of the classes' probabilities, in nats, from logits N x classes; 0 is equal."""
-    p, q = softmax(wanted.astype(np.float64)), softmax(found.astype(np.float64))
-    tiny = np.finfo(np.float64).tiny
-    return float((p * (np.log(np.maximum(p, tiny)) - np.log(np.maximum(q, tiny)))).sum(1).mean())
-
-
-def _logits(model: Path, images: Packed, spec: InputSpec) -> np.ndarray:
-    """Of the first `IMAGES` images, by onnxruntime."""
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(model), options, providers=["CPUExecutionProvider"])
-    (given,) = session.get_inputs()
-    few = range(min(IMAGES, len(images)))
-    return np.concatenate([session.run(None, {given.name: normalise(images.images[i : i + 1], spec)})[0] for i in few])

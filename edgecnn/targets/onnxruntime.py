@@ -58,7 +58,7 @@ class Onnxruntime(Target):
                 self.form(),
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                exclude=[*gates, *kept_in_float(source.onnx, self.keep_float)],
+                exclude=[*gates, *kept_in_float(source.onnx, self.keep_float), *how.get("keep", ())],
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -61,6 +61,7 @@ class Openvino(Target):
         with tempfile.TemporaryDirectory() as work, hushed():
             notes: list[str] = []
             graph = source.onnx
+            kept = kept_in_float(source.onnx, self.keep_float)
             if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
                 notes = fit_qdq(
@@ -69,12 +70,12 @@ class Openvino(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=True,
-                    exclude=kept_in_float(source.onnx, self.keep_float),
+                    exclude=[*kept, *candidate.how.get("keep", ())],
                 )
             model = ov.convert_model(str(graph))
             compress = candidate.how.get("compress", False)
             if "fast_bias_correction" in candidate.how:
-                model = _quantize(model, source, fast_bias_correction=candidate.how["fast_bias_correction"])
+                model = _quantize(model, source, kept, fast_bias_correction=candidate.how["fast_bias_correction"])
             xml = Path(work) / "model.xml"
             if self.input == "uint8":
                 model = openvino_take_pixels(model, self.file_input(source.input))
@@ -90,7 +91,7 @@ class Openvino(Target):
 
 
 @signal_stack_kept()
-def _quantize(model: Any, source: Source, *, fast_bias_correction: bool) -> Any:
+def _quantize(model: Any, source: Source, kept: Collection[str], *, fast_bias_correction: bool) -> Any:
     import nncf
 
     images = source.calibration
@@ -103,6 +104,8 @@ def _quantize(model: Any, source: Source, *, fast_bias_correction: bool) -> Any:
         nncf.Dataset(range(len(images.labels)), tensor),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images.labels),
+        # Nodes that the converter has folded away have no counterpart to leave in float.
+        ignored_scope=nncf.IgnoredScope(names=[op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in set(kept)]),
         fast_bias_correction=fast_bias_correction,
     )
 

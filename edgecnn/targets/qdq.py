@@ -243,6 +243,23 @@ def scale_of(r: Range, form: Form) -> tuple[float, int]:
     return scale, int(np.clip(round(ends.min - r[0] / scale), ends.min, ends.max))
 
 
+def ranges_of(quantized: Path, form: Form) -> dict[str, Range]:
+    """The ranges of the activations that a QDQ graph of `form` rounds; other tensors are not in it."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(quantized)).graph
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if not i.dims}
+    ends = np.iinfo(form.activations)
+    found = {}
+    for node in graph.node:
+        if node.op_type == "QuantizeLinear":
+            scale, zero = float(constants[node.input[1]]), int(constants[node.input[2]])
+            low = -ends.max if form.symmetric else ends.min
+            found[node.input[0]] = ((low - zero) * scale, (int(ends.max) - zero) * scale)
+    return found
+
+
 def weight_scale(weight: np.ndarray, axis: int, form: Form) -> np.ndarray:
     """One scale a channel along `axis`, or a single one; float64."""
     dims = None if form.weights == "per-tensor" else tuple(i for i in range(weight.ndim) if i != axis)

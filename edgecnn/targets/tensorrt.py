@@ -65,7 +65,7 @@ class Tensorrt(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=kept_in_float(source.onnx, self.keep_float),
+                    exclude=[*kept_in_float(source.onnx, self.keep_float), *candidate.how.get("keep", ())],
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
