@@ -28,6 +28,7 @@ from edgecnn.remote import (
 )
 
 TIMEOUT_S = 3600.0
+_KINDS = ("(ED25519)", "(ECDSA)", "(RSA)")  # of host keys, the one to ask about first
 # What the board's half ends with for a fault of the files or of the command, wherever it runs; all else is the board's.
 _SAME_EVERYWHERE: dict[int, type[EdgecnnError]] = {2: UsageError, 3: DataError, 7: IntegrityError}
 
@@ -129,19 +130,24 @@ def add(name: str, text: str, fingerprint: str | None) -> None:
 
 
 def _accept(address: Address, fingerprint: str | None) -> None:
-    keys = offered_keys(address)
-    shown = fingerprints(keys)
+    """Trust one host key, the one that somebody compared: the others that were shown may be of whoever sits between."""
+    shown = {fingerprints([key])[0]: key for key in offered_keys(address)}
     print(f"{address} shows these host keys:", *(f"  {printable(line)}" for line in shown), sep="\n", file=sys.stderr)
-    if fingerprint:
-        if fingerprint not in {line.split()[0] for line in shown}:
-            raise DeviceError(f"{address}: none of its host keys is {fingerprint}. Another machine may answer there: do not go on.")
-    elif not sys.stdin.isatty():
-        raise UsageError(
-            f"{address}: its host key is not known. Compare it on the board, and accept it: --fingerprint {shown[0].split()[0]}"
+    best = min(shown, key=lambda line: _KINDS.index(kind) if (kind := line.split()[-1]) in _KINDS else len(_KINDS))
+    if not fingerprint and not sys.stdin.isatty():
+        raise UsageError(f"{address}: its host key is not known. Compare it on the board, and accept it: --fingerprint {best.split()[0]}")
+    if not fingerprint:
+        fingerprint = best.split()[0]
+        print(
+            f"On the board, `ssh-keygen -lf /etc/ssh/ssh_host_{best.split()[-1].strip('()').lower()}_key.pub` tells its own.",
+            file=sys.stderr,
         )
-    elif input("Compare one with the board's own (ssh-keygen -lf /etc/ssh/ssh_host_ed25519_key.pub). The same? [yes/no] ").strip() != "yes":
-        raise UsageError(f"{address}: the host key was not accepted, and nothing was remembered.")
-    accept_keys(keys)
+        if input(f"Is it {fingerprint}? [yes/no] ").strip() != "yes":
+            raise UsageError(f"{address}: the host key was not accepted, and nothing was remembered.")
+    same = [key for line, key in shown.items() if line.split()[0] == fingerprint]
+    if not same:
+        raise DeviceError(f"{address}: none of its host keys is {fingerprint}. Another machine may answer there: do not go on.")
+    accept_keys(same)
 
 
 def check(text: str, *, as_json: bool = False) -> str:

@@ -512,7 +512,12 @@ def test_add_check_list(board: Sshd, capsys: pytest.CaptureFixture[str], monkeyp
         boards.add("pi", board.url, "SHA256:" + "A" * 43)
     assert remote.registered() == {}
     (print_,) = {line.split()[0] for line in remote.fingerprints([f"x {(board.folder / 'host_key.pub').read_text()}"])}
+    # Whoever sits between may pass on the board's own key, which is compared, and add another that is not.
+    offered = remote.offered_keys(board.address)
+    other = " ".join([offered[0].split()[0], *(board.folder / "other_key.pub").read_text().split()[:2]])
+    monkeypatch.setattr(boards, "offered_keys", lambda _: [other, *offered])
     boards.add("pi", board.url, print_)
+    assert remote.known_hosts().read_text().splitlines() == offered
     capsys.readouterr()
     assert remote.registered() == {"pi": board.address}
     assert json.loads(boards.check("pi", as_json=True))["versions"]["onnxruntime"] != "not available"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -24,8 +25,8 @@ def edgecnn(*words: object, home: Path) -> str:
 
 def test_completion_installs_and_completes(tmp_path: Path) -> None:
     """`--install-completion` touches the home folder only; a new bash then completes commands and options."""
-    # By its own name: what is installed is for the program that was called.
-    command = [str(Path(sys.executable).parent / "edgecnn"), "--install-completion", "bash"]
+    # By its own name, from a bash that waits for it: what is installed is for the program and the shell that called it.
+    command = ["bash", "-c", f"{shlex.quote(str(Path(sys.executable).parent / 'edgecnn'))} --install-completion; exit $?"]
     subprocess.run(command, capture_output=True, check=True, timeout=120, env={**os.environ, "HOME": str(tmp_path)})
     assert {p.name for p in tmp_path.iterdir()} == {".bashrc", ".bash_completions"}
     script = """
