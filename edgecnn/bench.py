@@ -23,8 +23,8 @@ from edgecnn.device.limit import Distance, checked, text
 from edgecnn.device.profile import Profile, table
 from edgecnn.device.spec import SCHEMA, Result
 from edgecnn.device.stats import compare, estimate, processes_needed, spread, summarise
-from edgecnn.errors import DeviceError, UsageError
-from edgecnn.remote import Board, printable
+from edgecnn.errors import DeviceError, UsageError, printable
+from edgecnn.remote import Board
 from edgecnn.screen import Screen
 
 Ranking = Literal["faster", "slower", "cannot tell", "unsteady", "void"]
@@ -327,13 +327,9 @@ def distances(
 
 def distances_text(found: Sequence[Distance]) -> str:
     """The distances for a terminal."""
-    return _plain("\n".join(map(text, found)))
+    return printable("\n".join(map(text, found)), breaks="\n")
 
 
 def layers_text(found: Sequence[Profile]) -> str:
     """The profiles for a terminal."""
-    return _plain(table(found))
-
-
-def _plain(lines: str) -> str:
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in lines)
+    return printable(table(found), breaks="\n")

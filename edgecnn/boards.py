@@ -14,7 +14,7 @@ from edgecnn import measure
 from edgecnn.device.__main__ import evaluation_set, parser
 from edgecnn.device.__main__ import main as here
 from edgecnn.device.bundle import verify_bundle
-from edgecnn.errors import DataError, DeviceError, EdgecnnError, IntegrityError, UsageError
+from edgecnn.errors import DataError, DeviceError, EdgecnnError, IntegrityError, UsageError, printable
 from edgecnn.remote import (
     Address,
     Board,
@@ -23,7 +23,6 @@ from edgecnn.remote import (
     fingerprints,
     offered_keys,
     parse_address,
-    printable,
     register,
 )
 
@@ -93,7 +92,7 @@ def _shown(out: str, arguments: Namespace) -> str:
         except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
             raise DeviceError("the board's answer is not one of edgecnn's. Is edgecnn there the one that is here?") from None
         return json.dumps(answer)  # ASCII: every escape code is escaped
-    lines = [_printable(line) for line in out.rstrip("\n").split("\n")]
+    lines = [printable(line) for line in out.rstrip("\n").split("\n")]
     for i, line in enumerate(lines):
         head, colon, rest = line.partition(":")
         if head in names:
@@ -103,10 +102,6 @@ def _shown(out: str, arguments: Namespace) -> str:
 
 def _suffix(path: Path) -> str:
     return path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
-
-
-def _printable(line: str) -> str:
-    return "".join(c if c.isprintable() else "?" for c in line)
 
 
 def add(name: str, text: str, fingerprint: str | None) -> None:
@@ -131,7 +126,7 @@ def add(name: str, text: str, fingerprint: str | None) -> None:
 
 def _accept(address: Address, fingerprint: str | None) -> None:
     """Trust one host key, the one that somebody compared: the others that were shown may be of whoever sits between."""
-    shown = {fingerprints([key])[0]: key for key in offered_keys(address)}
+    shown = {line: key for key in offered_keys(address) for line in fingerprints([key])}
     print(f"{address} shows these host keys:", *(f"  {printable(line)}" for line in shown), sep="\n", file=sys.stderr)
     best = min(shown, key=lambda line: _KINDS.index(kind) if (kind := line.split()[-1]) in _KINDS else len(_KINDS))
     if not fingerprint and not sys.stdin.isatty():

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from edgecnn import __version__
-from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded
+from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded, printable
 
 app = typer.Typer(
     name="edgecnn",
@@ -434,8 +434,6 @@ def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
-
-    from edgecnn.remote import printable
 
     cells = [[printable(str(cell)) for cell in row] for row in rows]
     table = Table(box=None, header_style="bold", pad_edge=False)

@@ -17,9 +17,8 @@ import numpy as np
 from edgecnn.device.files import write_atomically
 from edgecnn.device.stats import compare as rank
 from edgecnn.device.stats import percentile, wilson
-from edgecnn.errors import IntegrityError, UsageError
+from edgecnn.errors import IntegrityError, UsageError, printable
 from edgecnn.parity import paired_interval
-from edgecnn.remote import printable
 from edgecnn.report.page import read_result, render_tables
 from edgecnn.trust.change import ALPHA, classes, flips
 from edgecnn.trust.predicted import Predicted, read_predictions

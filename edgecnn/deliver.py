@@ -235,7 +235,7 @@ def _draws(run: Run, target: AnyTarget, source: Source, model: Float, chosen: Tr
 
         some = open_packed(run.store.once("draw", {"images": every.sha256, "picked": picked.tolist()}, make).folder)
         histograms = functools.cache(functools.partial(collect, source.onnx, some, source.input))
-        t = _tried(run, target, chosen.candidate, replace(source, calibration=some, histograms=histograms, fitted={}), model)
+        t = _tried(run, target, chosen.candidate, replace(source, calibration=some, histograms=histograms), model)
         rows.append({"n": len(some), "top1": t.top1, "agreement": t.agreement, "divergence": t.divergence, "failure": t.failure})
     return rows
 

@@ -23,7 +23,7 @@ from edgecnn.device.meters import meters
 # What `edgecnn compress` imports: module, and the distribution that brings it.
 HOST = {
     **{name: name for name in ("torch", "torchvision", "timm", "safetensors", "onnx", "onnxscript", "onnxslim", "nncf", "pydantic")},
-    **{name: name for name in ("typer", "rich", "jinja2", "vl_convert")},
+    **{name: name for name in ("typer", "rich", "jinja2")},
     **{"sklearn": "scikit-learn", "vl_convert": "vl-convert-python", "PIL": "Pillow", "yaml": "PyYAML"},
 }
 INSTALL = {

@@ -22,8 +22,8 @@ import edgecnn
 from edgecnn.device.machine import identity
 from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result
-from edgecnn.errors import BUG, INTERRUPTED, DeviceBug, DeviceError, ResourceError
-from edgecnn.remote import Board, Out, on, printable
+from edgecnn.errors import BUG, INTERRUPTED, DeviceBug, DeviceError, ResourceError, printable
+from edgecnn.remote import Board, Out, on
 
 TIMEOUT_S = 3600
 

@@ -203,8 +203,7 @@ def preflight(run: Run) -> list[str]:
 
 
 def _looks(run: Run, model: TorchModel, graph: Path) -> list[str]:
-    """Room, and, where the weights were trained before, labels and input. `graph` is the exported model: onnxruntime is several times
-    as fast on a CPU as torch is."""
+    """Room, and, where the weights were trained before, labels and input, by the exported model `graph`."""
     recipe, data = run.recipe, run.data
     kept = len(data.calibration) + len(data.choice) + len(data.evaluation)
     candidates = sum(len(list(target.tried())) for target in recipe.targets)

@@ -28,7 +28,7 @@ from urllib.parse import unquote, urlsplit
 import edgecnn
 from edgecnn.device.files import sha256_file, write_atomically
 from edgecnn.device.graph import bare_manifest
-from edgecnn.errors import DeviceError, UsageError
+from edgecnn.errors import DeviceError, UsageError, printable
 
 BOOTSTRAP = 'i=open(0,"rb",0);c=b"";n=int(i.readline());exec("while len(c)<n:c+=i.read(n-len(c)) or exit(9)");exec(c)'
 AGENT = Path(edgecnn.__file__).parent / "device" / "agent.py"
@@ -210,9 +210,7 @@ class Board:
                 raise self._fault(printable(answer["error"])[:300])
             chatter += len(line)
             if chatter > _CHATTER_MOST_BYTES:
-                raise self._fault(
-                    f"prints what is no answer: {printable(line[:80].decode('utf-8', 'replace'))!r}. Check its login shell's files"
-                )
+                raise self._fault(f"prints what is no answer: {line[:80].decode('utf-8', 'replace')!r}. Check its login shell's files")
 
     def _say(self, message: Mapping[str, Any]) -> None:
         self._send(json.dumps(message).encode() + b"\n")
@@ -224,7 +222,7 @@ class Board:
         except (ValueError, RecursionError):
             answer = None
         if not isinstance(answer, dict):
-            raise self._fault(f"prints what is no answer: {printable(line[:80].decode('utf-8', 'replace'))!r}")
+            raise self._fault(f"prints what is no answer: {line[:80].decode('utf-8', 'replace')!r}")
         if isinstance(answer.get("error"), str):
             raise self._fault(printable(answer["error"])[:300])
         return answer
@@ -234,7 +232,7 @@ class Board:
         while (at := self._buffer.find(b"\n", searched)) < 0:
             searched = len(self._buffer)
             if searched > most:
-                raise self._fault(f"prints what is no answer: {printable(self._buffer[:80].decode('utf-8', 'replace'))!r}")
+                raise self._fault(f"prints what is no answer: {self._buffer[:80].decode('utf-8', 'replace')!r}")
             self._buffer += self._read(end)
         line = bytes(self._buffer[:at])
         del self._buffer[: at + 1]
@@ -306,7 +304,7 @@ class Board:
             text = f"{self.address.python} cannot be run there. Name the board's Python: {self.address}/usr/bin/python3.11"
             return DeviceError(f"{self.address}: {text}")
         return DeviceError(
-            f"{self.address}: the connection broke{': ' + printable(last)[:200] if last else ''}. Run the same command again."
+            f"{self.address}: the connection broke{': ' + printable(last.strip())[:200] if last else ''}. Run the same command again."
         )
 
     def _fault(self, text: str) -> DeviceError:
@@ -359,11 +357,6 @@ def _pushed(number: int, path: Path) -> tuple[str, dict[str, Path]]:
     if path.suffix in (".onnx", ".xml"):  # an IR is two files of one stem
         return f"in{number}/model{suffix}", {f"in{number}/model{Path(n).suffix}": path.with_name(n) for n in bare_manifest(path).digests}
     return f"in{number}{suffix}", {f"in{number}{suffix}": path}
-
-
-def printable(text: str) -> str:
-    """`text` without what could command a terminal; line breaks and tabs become spaces."""
-    return "".join(c if c.isprintable() else " " if c in "\n\t\r" else "?" for c in text).strip()
 
 
 # Boards by name

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from edgecnn.remote import printable
+from edgecnn.errors import printable
 
 BAR_EVERY_S = 0.5
 
@@ -38,7 +38,7 @@ class Screen:
 
     def say(self, text: str) -> None:
         if not self.quiet:
-            print(one_line(text), file=sys.stderr, flush=True)
+            print(printable(text), file=sys.stderr, flush=True)
         self.note(text)
         self.tell("said", text=text)
 
@@ -102,11 +102,6 @@ class Screen:
                     print(f"  {title} {done}/{total}, {left:.0f} s left  {text}", file=sys.stderr, flush=True)
 
             yield line
-
-
-def one_line(text: str) -> str:
-    """`text` without what could command a terminal, its indentation kept."""
-    return text[: len(text) - len(text.lstrip(" "))] + printable(text)
 
 
 _NOISE_LOG: ContextVar[Path | None] = ContextVar("noise_log", default=None)

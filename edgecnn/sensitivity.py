@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from edgecnn.device.profile import Profile
 from edgecnn.targets.sensitivity import Cost
 
+# Chosen by hand; seen to work on the demo, not tuned on larger networks.
 # A layer loses too much where it does this many times the mean harm of a layer; at most this share of the layers is kept for that.
 HARM, MOST_HARMFUL = 3.0, 0.15
 # It does not get faster where int8 takes longer by at least this share of the whole float file's time: less is noise of the profile.

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from edgecnn.remote import printable
+from edgecnn.errors import printable
 
 COLOUR = {"pass": "bold green", "fail": "bold red", "unproven": "bold yellow"}
 

@@ -378,8 +378,8 @@ def test_rubbish(board: Sshd, bundle: Path, kind: str) -> None:
 
 
 @needs_sshd
-def test_rubbish_and_hanging_end_the_command_with_8(board: Sshd, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """On the command line: one line, 8, and the next command works."""
+def test_rubbish_and_a_killed_agent_end_the_command_with_8(board: Sshd, bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """On the command line: one line, 8, and the next command works and clears away what an agent left that could not."""
     liar = board.folder / "liar"
     for body in (RUBBISH["noise"], "import os, signal\nos.kill(os.getpid(), signal.SIGKILL)"):
         liar.write_text(f"#!{board.python}\n{body}\n")
@@ -401,8 +401,8 @@ def test_rubbish_and_hanging_end_the_command_with_8(board: Sshd, bundle: Path, c
     assert broken.returncode == 8, err
     assert "Traceback" not in err
     assert err.splitlines()[-1].startswith("edgecnn: ssh://"), err
-    assert board.nothing_left()
     assert told(capsys, "verify", bundle, "--on", board.url)[0] == 0
+    assert board.nothing_left()
 
 
 @needs_sshd

@@ -281,7 +281,7 @@ SWITCHES = (
         "remote.py::test_changed_host_key",
     ),
     Switch("chatter is capped", "remote.py", "if chatter > _CHATTER_MOST_BYTES:", "if False:", "remote.py::test_rubbish"),
-    Switch("no escape codes", "remote.py", 'c if c.isprintable() else " " if c in "\\n\\t\\r" else "?"', "c", "remote.py"),
+    Switch("no escape codes", "errors.py", "c if c.isprintable() or c in breaks else", "c if True else", "screen.py"),
     Switch(
         "no telemetry of onnxruntime",
         "__init__.py",

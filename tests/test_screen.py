@@ -34,4 +34,4 @@ def test_noise_goes_to_the_log_and_not_to_the_terminal(
 def test_names_cannot_command_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Escape codes, line breaks and marks that reorder text are shown as something harmless; indentation stays."""
     Screen().say("  class \x1b[2J\u202eevil\nverdict: pass")
-    assert capsys.readouterr().err == "  class ?[2J?evil verdict: pass\n"
+    assert capsys.readouterr().err == "  class \\x1b[2J\\u202eevil\\nverdict: pass\n"

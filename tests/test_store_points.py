@@ -7,7 +7,6 @@ the result files. strace does it, so every call counts, whoever makes it.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -167,4 +166,3 @@ def test_synced_before_renamed(jobs: Job) -> None:
     assert unsynced(jobs.log, jobs.out) == []
     renames = [call for call in jobs.calls if call.name.startswith("rename")]
     assert len(renames) >= 6
-    assert os.sep

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import hashlib
 import json
 import os
@@ -171,7 +172,7 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
-        preexec_fn=die_with_parent,
+        preexec_fn=functools.partial(die_with_parent, os.getpid()),
     )
     assert child.stdout is not None
     assert child.stderr is not None
@@ -201,10 +202,10 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
     return code, out, err
 
 
-def die_with_parent(parent: int | None = None) -> None:
-    """End this process when the one that started it ends, however that ends; at once if that was `parent` and is gone already."""
+def die_with_parent(parent: int) -> None:
+    """End this process when the one that started it ends, however that ends; at once if that, `parent`, is gone already."""
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if parent is not None and os.getppid() != parent:
+    if os.getppid() != parent:
         os._exit(1)
 
 

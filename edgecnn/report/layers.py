@@ -17,9 +17,10 @@ def section(target: Mapping[str, Any], series: int) -> dict[str, Any] | None:
     rows = [row for row in target.get("layers") or [] if isinstance(row, Mapping) and row.get("name") is not None]
     if not rows:
         return None
-    shown = [row for nth, row in enumerate(rows) if nth in _telling(rows)]
+    telling = _telling(rows)
+    shown = [row for nth, row in enumerate(rows) if nth in telling]
     timed = [row for row in shown if _number(row, "float_s") or _number(row, "int8_s")]
-    judged = [row for row in shown if _number(row, "sqnr_db")]
+    judged = [row for row in shown if _number(row, "sqnr_db") is not None]
     return {
         "name": target.get("name", "unnamed"),
         "series": series,

@@ -61,7 +61,7 @@ class Source:
         histograms: of every float activation of `onnx` over the calibration images; computed at most once.
         seed: of everything random.
         learned: `form` and `ranges` each, where a qat stage made `onnx`; QDQ graphs then take these ranges.
-        fitted: what `fit` has made of it already: runtimes that want the same graph share it.
+        fitted: what `fit` has made of it already: runtimes that want the same graph share it; empty in a copy by `replace`.
     """
 
     onnx: Path
@@ -72,7 +72,7 @@ class Source:
     histograms: Callable[[], Mapping[str, Histogram]]
     seed: int
     learned: Sequence[Mapping[str, Any]] | None = None
-    fitted: dict[Any, tuple[bytes, list[str]]] = field(default_factory=dict)
+    fitted: dict[Any, tuple[bytes, list[str]]] = field(default_factory=dict, init=False)
 
     def artifact(
         self,

@@ -41,8 +41,7 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
         write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
         return ["weights and ranges of the qat stage"]
-    # The histograms too, as the callable that gives them: a source made from another by `replace` shares its memory.
-    key = (source.histograms, form, tuple(methods), correct, frozenset(exclude))
+    key = (form, tuple(methods), correct, frozenset(exclude))
     if key in source.fitted:
         graph, notes = source.fitted[key]
         path.write_bytes(graph)

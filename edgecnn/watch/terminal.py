@@ -7,8 +7,7 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
-from edgecnn.remote import printable
-from edgecnn.screen import one_line
+from edgecnn.errors import printable
 from edgecnn.watch.progress import Progress
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ def follow(progress: Progress, address: str) -> dict[str, Any]:
         while True:
             for line in state["said"]:
                 if line["at"] > shown:
-                    print(one_line(line["text"]), flush=True)
+                    print(printable(line["text"]), flush=True)
                     shown = line["at"]
             if state["verdict"] or state["error"]:
                 return state
