@@ -78,7 +78,7 @@ def _board(root: Path, folder: str, *words: object) -> str:
     """Run Python on the board in `folder`; its stdout. It must end with 0."""
     inside = f'cd "{folder}" && exec python3 "$@"'
     command = ["chroot", str(root), "/usr/bin/env", "-i", "PATH=/usr/bin:/bin", "PYTHONPATH=/opt/board", "sh", "-c", inside, "sh"]
-    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False, timeout=3600)
+    done = subprocess.run([*command, *map(str, words)], capture_output=True, text=True, check=False, timeout=10800)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
