@@ -112,7 +112,7 @@ def parse(kind: str, path: Path, content: IO[bytes], out: IO[bytes]) -> dict[str
 # ---- weights
 
 
-def foreign(path: Path, start: bytes) -> ModelError | None:
+def _foreign(path: Path, start: bytes) -> ModelError | None:
     """Why a file with these first bytes cannot be weights, or None where it may be."""
     suffix = path.suffix.lower()
     if not start:
@@ -145,7 +145,7 @@ def _weights(path: Path, content: IO[bytes], out: IO[bytes]) -> dict[str, Any]:
 
     start = content.read(16)
     content.seek(0)
-    if (fault := foreign(path, start)) is not None:
+    if (fault := _foreign(path, start)) is not None:
         raise fault
     size = os.fstat(content.fileno()).st_size
     metadata: dict[str, str] = {}

@@ -239,7 +239,8 @@ class Board:
         return line
 
     def _read(self, end: float) -> bytes:
-        if not select.select([self._from], [], [], max(0.0, end - time.monotonic()))[0]:
+        left_s = end - time.monotonic()  # looked at by itself: a board that never stops printing always has something to read
+        if left_s <= 0 or not select.select([self._from], [], [], left_s)[0]:
             raise self._fault("does not answer in time. Is it overloaded, or does something hang there?")
         block = os.read(self._from, _CHUNK)
         if not block:

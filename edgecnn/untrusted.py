@@ -1,6 +1,6 @@
 """Every file of a stranger's comes in through here: capped, copied where nobody can change it, parsed in a process without rights.
 
-    size and first bytes checked -> private copy and its digest -> `parser.py` in a confined process -> plain numbers -> checked again
+    size checked -> private copy and its digest -> `parser.py` in a confined process -> plain numbers -> checked again
 
 The copy has no name in any folder, so neither the file's owner nor a killed run can leave anything of it. Images are the exception:
 they are decoded in this process, by Pillow, from a short list of formats (`device/preprocess.py`); and a bundle's own files are
@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from edgecnn.errors import DataError, EdgecnnError, ModelError, ResourceError
-from edgecnn.parser import SAVE, foreign
+from edgecnn.parser import SAVE
 
 if TYPE_CHECKING:
     import numpy as np
@@ -138,8 +138,6 @@ def _private_copy(path: Path, what: str, kind: type[EdgecnnError]) -> Iterator[t
                 raise kind(f"{what}: not a readable file, but a folder, pipe or device. Give the path of a file.")
             if about.st_size > MOST_BYTES:
                 raise kind(f"{what}: {about.st_size} bytes, more than the {MOST_BYTES} that are read.")
-            if kind is ModelError and (fault := foreign(path, os.pread(source, 16, 0))) is not None:
-                raise fault
             digest, left = hashlib.sha256(), about.st_size
             while left and (block := os.read(source, min(left, 1 << 20))):
                 digest.update(block)

@@ -15,7 +15,7 @@ from edgecnn import room
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ResourceError
-from edgecnn.sanity import mistakes, no_better_than_guessing
+from edgecnn.sanity import LEAST_GAIN, mistakes, no_better_than_guessing
 from edgecnn.stages.base import TorchModel
 
 
@@ -84,6 +84,17 @@ def test_healthy_draws_are_silent(model: TorchModel) -> None:
     for seed in range(20):
         pixels, labels = tiny.images(160, seed=100 + seed)
         assert found(model, pixels, labels) == ""
+
+
+def test_chance_is_not_taken_for_a_mistake() -> None:
+    """Fifty draws of a model that guesses: another labelling often fits by five points more, by chance, and not a word is said."""
+    pixels, helps = np.zeros((80, 2, 2, 3), np.uint8), 0
+    for seed in range(50):
+        draw = np.random.default_rng(seed)
+        labels, said = draw.integers(0, 4, 80), draw.integers(0, 4, 80)
+        assert mistakes(lambda pixels, spec, said=said: np.eye(4, dtype=np.float32)[said], pixels, labels, tiny.SPEC, NAMES) == []  # type: ignore[misc]
+        helps += (said == (labels + 1) % 4).mean() - (said == labels).mean() >= LEAST_GAIN
+    assert helps >= 10
 
 
 def test_the_run_names_a_shift(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,6 +27,7 @@ from edgecnn.device.tensorrt import LIBRARIES, build_engine, load_tensorrt
 from edgecnn.errors import DeviceError
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Target
+from edgecnn.targets.onnx import strip
 
 KINDS = get_args(get_args(AnyTarget)[0])
 TARGETS: dict[str, Target] = {
@@ -150,6 +151,24 @@ def test_nothing_in_a_bundle_tells_where_it_was_made(elsewhere: Path) -> None:
             found = [hint for hint in hints if hint in path.read_bytes()]
             assert not found, (path, found)
     assert seen >= 4 * len(ALL)
+
+
+def test_everything_that_tells_is_stripped() -> None:
+    """No documentation string and no metadata is left of the model, its graph, its nodes and its values; the computation is."""
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [1])
+    weight = numpy_helper.from_array(np.ones(1, np.float32), "w")
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [1])
+    inner = onnx.helper.make_tensor_value_info("z", onnx.TensorProto.FLOAT, [1])
+    nodes = [onnx.helper.make_node("Add", ["x", "w"], ["z"]), onnx.helper.make_node("Relu", ["z"], ["y"])]
+    graph = onnx.helper.make_model(onnx.helper.make_graph(nodes, "g", [value], [result], [weight], value_info=[inner]))
+    inside = graph.graph
+    parts = [graph, inside, *inside.node, *inside.input, *inside.output, *inside.value_info, *inside.initializer]
+    for part in parts:
+        part.doc_string = "/home/zebedee"
+        part.metadata_props.add(key="trace", value="/home/zebedee/net.py")
+    assert graph.SerializeToString().count(b"zebedee") == 2 * len(parts) == 16
+    assert b"zebedee" not in strip(graph).SerializeToString()
+    onnx.checker.check_model(graph)
 
 
 @pytest.mark.parametrize("name", [c.name for c in TARGETS["tensorrt"].candidates() if c.precision == "int8"])
