@@ -53,6 +53,8 @@ def test_reports_are_sound_in_a_browser(finished: Path, tmp_path: Path) -> None:
         where = (view["page"], view["width"], view["colorScheme"])
         assert view["errors"] == view["requests"] == view["serious"] == [], (where, view)
         assert view["overflow"] <= 0, where
+        assert all(view["filters"]), where
+    assert sum(len(view["filters"]) for view in found) > 20
 
 
 def test_a_live_run_is_seen_in_a_browser(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import json
-import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,10 +16,10 @@ from typing import Any
 
 from edgecnn.device.files import write_atomically
 from edgecnn.errors import IntegrityError, UsageError
-from edgecnn.report import charts, layers, trust
+from edgecnn.report import charts, layers, tradeoff, trust
+from edgecnn.report.tradeoff import is_number
 
 SCHEMA = 1
-WIDE, NARROW = 1040, 360
 PICTURE_BYTES = 64 << 10
 # Controls, marks that reorder text, and halves of surrogate pairs (file names that are not UTF-8).
 _TRICKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -98,14 +97,9 @@ def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: 
     }
     page.globals |= {"key": charts.key, "promised": promised}
     targets = result.get("targets", [])
-    points, unplaced = _points_of(result), [t for t in targets if not _latency(t)]
-    floors, ceilings = _floors(result), _ceilings(targets)
-    strips = [strip for i, t in enumerate(targets) if (strip := _strip(t, i))]
     return page.get_template("page.html.j2").render(
         run=result,
-        scatter=[charts.accuracy_against_latency(points, floors, ceilings, w) for w in (WIDE, NARROW)] if points else [],
-        unplaced=unplaced,
-        strips=[charts.latency_strips(strips, ceilings, w) for w in (WIDE, NARROW)] if strips else [],
+        tradeoff=tradeoff.section(result),
         classes=worst_classes(result),
         trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
         layers=[shown for i, t in enumerate(targets) if (shown := layers.section(t, i))],
@@ -130,7 +124,7 @@ def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
         # By place, since two outputs may share a name (ImageNet has two cranes).
         found = [t[i].get("top1") if i < len(t) and t[i].get("label") == base.get("label") else None for t in targets]
         had = base.get("top1")
-        losses = [had - top1 if _is_number(top1) and _is_number(had) else None for top1 in found]
+        losses = [had - top1 if is_number(top1) and is_number(had) else None for top1 in found]
         rows.append(
             {
                 "label": base.get("label", "unnamed"),
@@ -138,7 +132,7 @@ def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
                 "top1": had,
                 "cells": [{"top1": top1, "loss": loss} for top1, loss in zip(found, losses, strict=True)],
                 "worst": max((loss for loss in losses if loss is not None), default=-1.0),
-                "lowest": min((top1 for top1 in [had, *found] if _is_number(top1)), default=2.0),
+                "lowest": min((top1 for top1 in [had, *found] if is_number(top1)), default=2.0),
             }
         )
     return sorted(rows, key=lambda row: (-row["worst"], row["lowest"]))
@@ -163,72 +157,7 @@ def promised(promise: Mapping[str, Any] | None) -> list[str]:
         "p90_latency_ms": lambda v: f"p90 latency at most {v:g} ms",
         "size_mb": lambda v: f"size at most {v:g} MB",
     }
-    return [say[k](v) if k in say and _is_number(v) else f"{k}: {v}" for k, v in (promise or {}).items()]
-
-
-def _points_of(result: Mapping[str, Any]) -> list[charts.Point]:
-    """The shipped file of each target, and the candidates that lost to it, where both figures were measured."""
-    points = []
-    for series, target in enumerate(result.get("targets", [])):
-        name = str(target.get("name", "unnamed"))
-        if _is_number(target.get("top1")) and (p90 := _latency(target)):
-            top1 = target["top1"]
-            drop, ends = target.get("top1_drop"), target.get("drop_interval", [])
-            # The interval is the paired one of the drop, hung on the float model's own top-1.
-            interval = (top1 + drop - ends[1], top1 + drop - ends[0]) if _is_number(drop) and len(ends) == 2 else None
-            title = f"{name}, ships {target.get('candidate', '')}: {top1 * 100:.1f} %, p90 {charts.milliseconds(p90)} ms"
-            points.append(charts.Point(p90, top1, interval, name, title, series, True))
-        for candidate in target.get("candidates", []):
-            top1, p90 = candidate.get("choice_top1"), candidate.get("p90_s")
-            if not candidate.get("chosen") and _is_number(top1) and _is_number(p90) and p90 > 0:
-                label = str(candidate.get("name", "unnamed"))
-                title = f"{name}, {label}: {top1 * 100:.1f} %, p90 {charts.milliseconds(p90)} ms. {candidate.get('why', '')}"
-                points.append(charts.Point(p90, top1, None, label, title, series, False))
-    return points
-
-
-def _floors(result: Mapping[str, Any]) -> list[charts.Line]:
-    """The lowest top-1 each target may have; one line a value."""
-    names: dict[float, list[str]] = {}
-    base = result.get("baseline", {}).get("top1")
-    for target in result.get("targets", []):
-        promise = target.get("promise", {})
-        floors = [promise["min_accuracy"]] if _is_number(promise.get("min_accuracy")) else []
-        if _is_number(promise.get("accuracy_drop")) and _is_number(base):
-            floors.append(base - promise["accuracy_drop"])
-        if floors:
-            names.setdefault(max(floors), []).append(str(target.get("name", "unnamed")))
-    return [charts.Line(at, f"promised: at least {at * 100:.4g} %" + _whose(who, names)) for at, who in names.items()]
-
-
-def _ceilings(targets: list[dict[str, Any]]) -> list[charts.Line]:
-    """The highest p90 each target may have, in seconds; one line a value."""
-    names: dict[float, list[str]] = {}
-    for target in targets:
-        if _is_number(most := target.get("promise", {}).get("p90_latency_ms")):
-            names.setdefault(most / 1e3, []).append(str(target.get("name", "unnamed")))
-    return [charts.Line(at, f"promised: p90 ≤ {at * 1e3:g} ms" + _whose(who, names)) for at, who in names.items()]
-
-
-def _whose(who: list[str], names: Mapping[float, list[str]]) -> str:
-    return f" ({', '.join(who)})"[:40] if len(names) > 1 else ""
-
-
-def _latency(target: Mapping[str, Any]) -> float | None:
-    """The target's p90 in seconds, where it was measured and may be used."""
-    latency = target.get("latency_s", {})
-    p90 = latency.get("p90", latency.get("p50"))
-    return p90 if _is_number(p90) and p90 > 0 and not latency.get("void") else None
-
-
-def _strip(target: Mapping[str, Any], series: int) -> charts.Strip | None:
-    """The target's samples, where they were taken and may be used."""
-    latency = target.get("latency_s", {})
-    samples = [s for s in latency.get("samples", []) if _is_number(s) and s > 0]
-    p50, p90 = latency.get("p50"), latency.get("p90")
-    if not samples or latency.get("void") or not (_is_number(p50) and _is_number(p90)):
-        return None
-    return charts.Strip(str(target.get("name", "unnamed")), samples, p50, p90, series)
+    return [say[k](v) if k in say and is_number(v) else f"{k}: {v}" for k, v in (promise or {}).items()]
 
 
 def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
@@ -251,13 +180,9 @@ def _clean(value: Any) -> Any:
     return value
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-
-
 def _shown(say: Callable[[float], str]) -> Callable[[Any], str]:
     """A filter that says "not measured" instead of inventing a figure."""
-    return lambda value: say(value) if _is_number(value) else "not measured"
+    return lambda value: say(value) if is_number(value) else "not measured"
 
 
 def _points(fraction: float) -> str:

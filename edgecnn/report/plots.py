@@ -1,4 +1,4 @@
-"""Charts of the trust section: Vega-Lite specifications, drawn to SVG here by vl-convert, so that the page holds pictures and no script.
+"""The report's charts: Vega-Lite specifications, drawn to SVG here by vl-convert, so that the page holds pictures and no script.
 
 What Vega-Lite draws is rebuilt from a short list of elements and attributes, takes its colours from the page (and so follows dark mode),
 and every mark with a description says it on hover.
@@ -6,6 +6,7 @@ and every mark with a description says it on hover.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 from xml.etree import ElementTree
@@ -19,11 +20,13 @@ _ATTRIBUTES = {
     "d", "transform", "fill", "fill-opacity", "stroke", "stroke-width", "stroke-dasharray", "stroke-opacity", "opacity", "viewBox",
     "text-anchor", "font-size", "font-weight", "x", "y", "x1", "y1", "x2", "y2", "dx", "dy", "width", "height",
 }  # fmt: skip
-_AXIS = {
+_OF_TARGET = re.compile(r"\b(t\d+)_\w+_marks\b")  # the class of a layer that is named t<number of the target>_<what it shows>
+_LONG = re.compile(r"-?\d+\.\d{3,}")  # a hundredth of a pixel is enough
+AXIS = {
     "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--rule)", "domainColor": "var(--rule)",
     "tickColor": "var(--rule)", "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 130,
 }  # fmt: skip
-_CONFIG = {"view": {"stroke": None}, "axis": _AXIS, "legend": {"labelColor": "var(--soft)", "title": None, "orient": "top"}}
+CONFIG = {"view": {"stroke": None}, "axis": AXIS, "legend": {"labelColor": "var(--soft)", "title": None, "orient": "top"}}
 
 
 def reliability(float_bins: Sequence[Mapping[str, Any]], file_bins: Sequence[Mapping[str, Any]]) -> Markup:
@@ -188,7 +191,7 @@ def _layer(nth: int, row: Mapping[str, Any]) -> str:
     return f"{nth + 1}. {name if len(name) <= 24 else '…' + name[-23:]}"
 
 
-def draw(spec: Mapping[str, Any], label: str) -> Markup:
+def draw(spec: Mapping[str, Any], label: str, css: str = "plot") -> Markup:
     """SVG for the page. `label` is read out in the chart's place."""
     import vl_convert
 
@@ -198,12 +201,12 @@ def draw(spec: Mapping[str, Any], label: str) -> Markup:
         "width": WIDTH,
         "autosize": {"type": "fit-x", "contains": "padding"},
         "padding": {"left": 18, "right": 12, "top": 4, "bottom": 4},  # the reader's font may be wider than the one measured here
-        "config": _CONFIG,
+        "config": CONFIG,
         **spec,
     }
     root = ElementTree.fromstring(vl_convert.vegalite_to_svg(whole))
-    return Markup('<svg class="plot" role="img" aria-label="{}" viewBox="{}">{}</svg>').format(
-        label, root.get("viewBox", ""), Markup("").join(_safe(child) for child in root)
+    return Markup('<svg class="{}" role="img" aria-label="{}" viewBox="{}">{}</svg>').format(
+        css, label, root.get("viewBox", ""), Markup("").join(_safe(child) for child in root)
     )
 
 
@@ -213,9 +216,13 @@ def _safe(element: ElementTree.Element) -> Markup:
     if name not in _ELEMENTS or element.get("display") == "none":
         return Markup("")
     attributes = Markup("").join(
-        Markup(' {}="{}"').format(key, value) for key, value in element.attrib.items() if key in _ATTRIBUTES and value != ""
+        Markup(' {}="{}"').format(key, _LONG.sub(lambda found: f"{float(found[0]):.2f}", value))
+        for key, value in element.attrib.items()
+        if key in _ATTRIBUTES and value != ""
     )
-    said = element.get("aria-label") if element.get("role") == "graphics-symbol" and name == "path" else None
+    if group := _OF_TARGET.search(element.get("class", "")):
+        attributes += Markup(' class="{}"').format(group[1])
+    said = element.get("aria-label") if element.get("role") == "graphics-symbol" and name in ("path", "line") else None
     title = Markup("<title>{}</title>").format(said) if said else Markup("")
     inner = Markup("").join(_safe(child) for child in element)
     if name == "g" and not inner:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from edgecnn.report import plots
+from edgecnn.report.tradeoff import is_number
 
 SHOWN = 15  # classes in the chart
 PICTURES = 24
@@ -75,12 +75,8 @@ def _part(found: Mapping[str, Any], key: str) -> Mapping[str, Any]:
 
 def _whole(row: Any) -> bool:
     ends = row.get("interval") if isinstance(row, dict) else None
-    return isinstance(ends, list) and len(ends) == 2 and _numbers(row, "n", "drop", "before", "after") and all(map(_is_number, ends))
+    return isinstance(ends, list) and len(ends) == 2 and _numbers(row, "n", "drop", "before", "after") and all(map(is_number, ends))
 
 
 def _numbers(row: Any, *keys: str) -> bool:
-    return isinstance(row, dict) and all(_is_number(row.get(key)) for key in keys)
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(row, dict) and all(is_number(row.get(key)) for key in keys)

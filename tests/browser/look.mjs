@@ -29,7 +29,16 @@ for (const page of pages) {
     const result = await tab.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
     const serious = result.violations.filter((v) => ["serious", "critical"].includes(v.impact))
       .map((v) => `${v.id}: ${v.nodes.length} x ${v.nodes[0].html.slice(0, 160)} ${v.nodes[0].failureSummary ?? ""}`);
-    found.push({ page, width, colorScheme, errors, requests: requests.slice(1), overflow: wide, serious, minor: result.violations.length - serious.length });
+    // Each box in the legend hides its target's marks, and only those.
+    const filters = await tab.evaluate(() => [...document.querySelectorAll(".legend input")].map((box, nth) => {
+      const shown = (css) => [...document.querySelectorAll(`.filtered ${css}`)].filter((e) => getComputedStyle(e).display !== "none").length;
+      const all = document.querySelectorAll(".filtered svg.chart [class^=t]").length, own = shown(`.t${nth}`);
+      box.click();
+      const left = [shown(`.t${nth}`), shown("svg.chart [class^=t]")];
+      box.click();
+      return own > 0 && left[0] === 0 && left[1] === all - own;
+    }));
+    found.push({ page, width, colorScheme, errors, requests: requests.slice(1), overflow: wide, serious, filters, minor: result.violations.length - serious.length });
     await context.close();
   }
 }
