@@ -120,8 +120,8 @@ def accuracy(points: Sequence[Point], floors: Sequence[Line], ceilings: Sequence
     margin = max((best - wanted) * 0.18, 0.004)
     y = Axis(max(wanted - margin, 0.0), min(best + margin, 1.0 + margin / 3), height)
 
-    # From an area of nothing for a size of nothing; the smallest stays large enough to be seen.
-    areas = {"scale": {"domain": [0, max(sized, default=1)], "range": [30, LARGEST]}, "legend": None}
+    # From no area for no size, so that areas compare as sizes do.
+    areas = {"scale": {"domain": [0, max(sized, default=1)], "range": [0, LARGEST]}, "legend": None}
     percent = "datum.value > 1 ? '' : format(datum.value * 100, '.4~g') + ' %'"
     at_the_top = {"titleAngle": 0, "titleAlign": "left", "titleX": 8 - _LEFT, "titleY": -12}
     place = {
