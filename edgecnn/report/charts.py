@@ -133,7 +133,8 @@ def accuracy(points: Sequence[Point], floors: Sequence[Line], ceilings: Sequence
             "axis": {"title": "top-1", "tickCount": 5, "labelExpr": percent, **at_the_top},
         },
     }
-    layers, taken = _ceilings(ceilings, x, place["x"]), []
+    layers = _ceilings(ceilings, x, place["x"])
+    taken: list[Box] = []
     for nth, line in enumerate(floors):
         py = height - y(line.at)
         layers.append(_layer(f"floor{nth}", [{"y": line.at}], _DASHED, {"y": place["y"]}))
@@ -194,8 +195,8 @@ def steadiness(strips: Sequence[Strip], ceilings: Sequence[Line], width: int) ->
         text += f" · {len(samples):,} samples" if one_line else ""
         text += f" · {len(samples) - len(seen)} slower, up to {milliseconds(samples[-1] / 1e3)} ms" if len(seen) < len(samples) else ""
         title, level = _cut(strip.name, 24), floor - row + 28
-        beside = (14 + (_CHAR + 0.9) * len(title), level) if one_line else (4, level + 18)
-        layers += [_text(f"t{strip.series}_name", 4, level, title, bold=True), _text(f"t{strip.series}_words", *beside, text)]
+        px, py = (14 + (_CHAR + 0.9) * len(title), level) if one_line else (4, level + 18)
+        layers += [_text(f"t{strip.series}_name", 4, level, title, bold=True), _text(f"t{strip.series}_words", px, py, text)]
     label = "Distribution of latency for each target. Percentiles are in the table below."
     return _drawn(layers, x.length, row * len(strips), (left, 10 + _ROW * len(ceilings)), label)
 
@@ -276,7 +277,8 @@ def _names(points: Sequence[Point], x: Axis, y: Axis, taken: list[Box]) -> list[
     layers = []
     for nth, p in enumerate(drawn):
         label = _cut(p.label, 30) + (f" {p.top1 * 100:.1f} %" if p.top1 < y.low else "")
-        box = _free_place(*centre[id(p)], radius[id(p)], _CHAR * len(label), taken, (0, -6, x.length, y.length - 2))
+        px, py = centre[id(p)]
+        box = _free_place(px, py, radius[id(p)], _CHAR * len(label), taken, (0, -6, x.length, y.length - 2))
         if box is not None:
             taken.append(box)
             layers.append(_text(f"t{p.series}_words{nth}", box[0], box[3] - 4, label, p.shipped))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 from edgecnn.report import charts
 from edgecnn.report.charts import Line, Point, Strip, milliseconds
@@ -119,5 +119,5 @@ def _strip(target: Mapping[str, Any], series: int) -> Strip | None:
     return Strip(str(target.get("name", "unnamed")), samples, found, series)
 
 
-def is_number(value: Any) -> bool:
+def is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)

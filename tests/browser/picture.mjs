@@ -8,7 +8,7 @@ const require = createRequire(join(process.env.NODE_MODULES ?? process.cwd(), "x
 const { chromium } = require("playwright-core");
 const [page, png] = process.argv.slice(2);
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: ["--no-sandbox", "--disable-gpu"] });
-const tab = await (await browser.newContext({ viewport: { width: 1080, height: 1240 }, colorScheme: "light" })).newPage();
+const tab = await (await browser.newContext({ viewport: { width: 1080, height: 1420 }, colorScheme: "light" })).newPage();
 await tab.goto(pathToFileURL(resolve(page)).href);
 await tab.screenshot({ path: png });
 await browser.close();
