@@ -15,6 +15,7 @@ import errno
 import json
 import os
 import re
+import select
 import signal
 import sys
 import tempfile
@@ -168,8 +169,10 @@ def main() -> None:
         tracer.__enter__()
         os.close(release)
         if "after_s" in job:
-            time.sleep(job["after_s"])
-            os.kill(pid, signal.SIGKILL if job["fault"] == "kill" else getattr(signal, job["fault"]))
+            watch = os.pidfd_open(pid)
+            if not select.select([watch], [], [], job["after_s"])[0]:  # it has not ended before
+                os.kill(pid, signal.SIGKILL if job["fault"] == "kill" else getattr(signal, job["fault"]))
+            os.close(watch)
         told = b""
         while block := os.read(reader, 1 << 16):
             told += block
