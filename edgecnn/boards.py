@@ -104,7 +104,7 @@ def _suffix(path: Path) -> str:
     return path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
 
 
-def add(name: str, text: str, fingerprint: str | None) -> None:
+def add(name: str, text: str, fingerprint: str | None, *, as_json: bool = False) -> None:
     """Connect to a board, show its host key where ssh does not know it yet, and remember it as `name`.
 
     Raises:
@@ -115,12 +115,12 @@ def add(name: str, text: str, fingerprint: str | None) -> None:
         raise UsageError(f"{name!r}: not a name for a board. Use letters, digits, '.', '_' and '-'.")
     address = parse_address(text)
     try:
-        print(_checked(address))
+        print(_checked(address, as_json=as_json))
     except DeviceError as fault:
         if "host key is not known" not in str(fault):
             raise
         _accept(address, fingerprint)
-        print(_checked(address))
+        print(_checked(address, as_json=as_json))
     register(name, address)
 
 

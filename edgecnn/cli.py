@@ -229,11 +229,12 @@ def device_add(
     name: Annotated[str, typer.Argument(help="Your name for the board.")],
     address: Annotated[str, typer.Argument(help="ssh://user@board[:port][/path/to/its/python]")],
     fingerprint: Annotated[str | None, typer.Option(help="Accept the board's host key if this is its SHA256 fingerprint.")] = None,
+    as_json: Json = False,
 ) -> int:
     """Remember a board, after its host key was compared and it answered."""
     from edgecnn.boards import add
 
-    add(name, address, fingerprint)
+    add(name, address, fingerprint, as_json=as_json)
     return DONE
 
 
@@ -409,7 +410,7 @@ def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe.")], se
 
 
 @recipe_app.command("schema")
-def recipe_schema() -> int:
+def recipe_schema(as_json: Annotated[bool, typer.Option("--json", help="As it is without it: one JSON object.")] = False) -> int:
     """Print the JSON schema of recipes, for editors."""
     from edgecnn.recipe import schema_json
 
@@ -421,11 +422,13 @@ def recipe_schema() -> int:
 def recipe_init(
     model: Annotated[str, typer.Argument(help="A model's name; `edgecnn models` finds it.")],
     data: Annotated[Path, typer.Argument(help="A folder of images, one subfolder a class.")],
+    as_json: Json = False,
 ) -> int:
     """Print a commented recipe for a model and a data folder."""
     from edgecnn.recipe import init_recipe
 
-    print(init_recipe(model, str(data)), end="")
+    text = init_recipe(model, str(data))
+    print(json.dumps({"recipe_text": text}) + "\n" if as_json else text, end="")
     return DONE
 
 

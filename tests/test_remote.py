@@ -517,9 +517,9 @@ def test_add_check_list(board: Sshd, capsys: pytest.CaptureFixture[str], monkeyp
     offered = remote.offered_keys(board.address)
     other = " ".join([offered[0].split()[0], *(board.folder / "other_key.pub").read_text().split()[:2]])
     monkeypatch.setattr(boards, "offered_keys", lambda _: [other, *offered])
-    boards.add("pi", board.url, print_)
+    boards.add("pi", board.url, print_, as_json=True)
     assert remote.known_hosts().read_text().splitlines() == offered
-    capsys.readouterr()
+    assert json.loads(capsys.readouterr().out)["versions"]["onnxruntime"] != "not available"
     assert remote.registered() == {"pi": board.address}
     assert json.loads(boards.check("pi", as_json=True))["versions"]["onnxruntime"] != "not available"
     assert told(capsys, "verify", bundle, "--on", "pi")[0] == 0

@@ -7,6 +7,8 @@ import json
 import math
 import random
 import re
+import subprocess
+import sys
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -674,3 +676,55 @@ def test_layers_controls_and_timed_stages_are_shown_where_there_are_such(tmp_pat
     stages = page[page.index('<section id="stages">') : page.index('<section id="classes">')]
     assert "Latency, ms" in stages
     assert all(word in stages for word in ("uniform-width", "ours is +1.00 points", "nearest-zoo", "not made"))
+
+
+LARGE = """
+import json, sys, time
+from pathlib import Path
+import numpy as np
+sys.path.insert(0, sys.argv[1])
+from test_report import passing
+from edgecnn.report import write_report
+from edgecnn.trust.change import Predictions
+from edgecnn.trust.examine import statistics
+
+folder, labels = Path(sys.argv[2]), np.arange(50_000) % 1000
+before, after = (np.load(folder / name, mmap_mode="r") for name in ("before.npy", "after.npy"))
+begun = time.monotonic()
+found = statistics(labels, Predictions.of(before), Predictions.of(after), tuple(f"class {i}" for i in range(1000)))
+run = passing()
+rows = found["classes"]["rows"]
+run["baseline"]["per_class"] = [{"label": r["label"], "n": r["n"], "top1": r["before"]} for r in rows]
+for target in run["targets"]:
+    target["per_class"] = [{"label": r["label"], "n": r["n"], "top1": r["after"]} for r in rows]
+    target["trust"] = {**found, "robustness": None, "pictures": [], "panels": [], "gradcam": ""}
+    target["candidates"] = [{**c, "name": f"{c['name']}-{i}"} for i in range(14) for c in target["candidates"]][:14]
+(folder / "result.json").write_text(json.dumps(run))
+write_report(folder / "result.json", folder / "report.html")
+peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
+seen = {"seconds": time.monotonic() - begun, "candidates": sum(len(t["candidates"]) for t in run["targets"])}
+print(json.dumps({**seen, "peak_bytes": int(peak.split()[1]) * 1024}))
+"""
+
+
+@pytest.mark.slow
+def test_a_large_run_is_reported_soon_and_stays_small(tmp_path: Path) -> None:
+    """1,000 classes, 42 candidates, 50,000 images with their logits: statistics and page in 20 s of one process, 1 GB and 3 MB."""
+    import numpy as np
+
+    random = np.random.default_rng(0)
+    maps = [np.lib.format.open_memmap(tmp_path / name, "w+", np.float32, (50_000, 1000)) for name in ("before.npy", "after.npy")]
+    for start in range(0, 50_000, 5000):
+        some = random.normal(size=(5000, 1000)).astype(np.float32)
+        some[np.arange(5000), np.arange(start, start + 5000) % 1000] += 4
+        maps[0][start : start + 5000] = some
+        maps[1][start : start + 5000] = some + 0.3 * random.normal(size=some.shape)
+    del maps
+    command = [sys.executable, "-c", LARGE, str(Path(__file__).parent), str(tmp_path)]
+    told = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    size = (tmp_path / "report.html").stat().st_size
+    print(told, size)
+    assert told["candidates"] >= 40
+    assert told["peak_bytes"] < 1e9
+    assert size < 3_000_000
+    assert told["seconds"] < 20

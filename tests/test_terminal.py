@@ -46,11 +46,25 @@ def test_every_json_is_one_object_and_nothing_else(finished: Path, tmp_path: Pat
     recipe = write_recipe(tmp_path)
     for words in (
         ["clean", finished, "--dry-run"], ["recipe", "check", recipe], ["report", finished, "--out", tmp_path / "r.html"],
-        ["watch", finished], ["device", "list"], ["compare", finished, finished],
+        ["watch", finished], ["device", "list"], ["compare", finished, finished], ["recipe", "init", "mobilenetv2_035", tmp_path],
     ):  # fmt: skip
         said = edgecnn(*words, "--json", home=tmp_path)
         json.loads(said)
         assert said.count("\n") == 1, words
+    assert json.loads(edgecnn("recipe", "schema", "--json", home=tmp_path)) == json.loads(edgecnn("recipe", "schema", home=tmp_path))
+
+
+def test_quiet_bench_prints_the_table_and_nothing_else(finished: Path, tmp_path: Path) -> None:
+    """Of two runs, only the one that is not quiet tells on stderr how far it is; both end in the same table."""
+    bundle = sorted((finished / "bundles").iterdir())[0]
+    words = [sys.executable, "-m", "edgecnn", "bench", bundle, bundle, "--processes", "1", "--min-time", "0.02"]
+    env = {**os.environ, "HOME": str(tmp_path)}
+    loud, quiet = (
+        subprocess.run([*words, *more], capture_output=True, text=True, check=True, timeout=120, env=env) for more in ([], ["-q"])
+    )
+    assert loud.stderr
+    assert not quiet.stderr
+    assert quiet.stdout.splitlines()[0].split() == loud.stdout.splitlines()[0].split()
 
 
 def test_tables_align_figures_to_the_right_and_names_cannot_command(capsys: pytest.CaptureFixture[str]) -> None:
