@@ -95,7 +95,7 @@ def _main(
     pass
 
 
-@app.command()
+@app.command(short_help="Run a recipe: one verified bundle a target, and a verdict.")
 def compress(
     recipe: RecipeFile,
     out: Annotated[
@@ -166,7 +166,7 @@ for _name, _text in {
     _board(_name, _text)
 
 
-@app.command()
+@app.command(short_help="Measure and compare the latency of models or bundles.")
 def bench(
     models: Annotated[list[Path], typer.Argument(metavar="A [B]...", help="Bundles, .onnx or OpenVINO .xml files; A is the baseline.")],
     threads: Annotated[str, typer.Option(help="Of the runtime; several as 1,2,4.")] = "1",
@@ -283,7 +283,7 @@ def report(
     return DONE
 
 
-@app.command()
+@app.command(short_help="Show a run while it works, here and as a local page.")
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that goes on, or will.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")] = 0,
@@ -302,7 +302,7 @@ def watch(
     return DONE
 
 
-@app.command()
+@app.command(short_help="Hold runs against the first: recipe, accuracy, latency.")
 def compare(
     runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Run folders or their result.json; A is the baseline.")],
     html: Annotated[Path | None, typer.Option("--html", help="Also write the comparison to this file, as a page.")] = None,
@@ -324,7 +324,7 @@ def compare(
     return DONE
 
 
-@app.command()
+@app.command(short_help="Remove stored steps that the last finished run did not use.")
 def clean(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
@@ -360,7 +360,7 @@ def doctor(as_json: Json = False) -> int:
     return DONE
 
 
-@app.command()
+@app.command(short_help="Search timm's and torchvision's models.")
 def models(
     pattern: Annotated[str, typer.Argument(help="Part of a name, or a pattern such as 'mobilenetv*'.")],
     limit: Annotated[int, typer.Option(help="Rows at most.")] = 20,

@@ -91,3 +91,4 @@ def test_help_fits_80_columns(tmp_path: Path) -> None:
         text = edgecnn(*words, "--help", home=tmp_path)
         assert max(map(len, text.splitlines())) <= 80, words
         assert "Usage: edgecnn" in text
+        assert "...\n" not in text.partition("Commands:")[2], "a command's line is cut off"
