@@ -484,6 +484,15 @@ def test_what_was_not_measured_is_said(tmp_path: Path) -> None:
     assert "for want of a latency: orin" in Page(html).text
 
 
+def test_int8_that_is_slower_is_said_in_the_first_table(tmp_path: Path) -> None:
+    """A shipped file that float beats on the same target says so in words, and only such a one."""
+    result = passing()
+    next(c for c in result["targets"][1]["candidates"] if c["chosen"])["speedup"] = 0.93
+    table = written(result, tmp_path).split("<h2>Targets</h2>")[1].split("</table>")[0]
+    rows = {name: table.split(f"<bdi>{name}</bdi>")[1].split("</tr>")[0] for name in ("pi5", "nuc", "orin")}
+    assert [name for name, row in rows.items() if "slower than float" in row] == ["nuc"]
+
+
 def test_a_void_latency_is_not_shown_as_a_figure(tmp_path: Path) -> None:
     """A measurement that must not be used appears as void with its reason, in no chart and in no table."""
     result = passing()
