@@ -45,7 +45,9 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
             f"{t['size_bytes'] / 1e6:.2f}",
             Text(t["verdict"], style=COLOUR[t["verdict"]]),
         )
-    console.print(table)
+    with console.capture() as captured:
+        console.print(table)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
     console.print(
         f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; "
         "drop in points, speed-up over the fastest float file of the same runtime"
@@ -53,6 +55,9 @@ def show_verdict(result: dict[str, Any], out: Path) -> None:
     for t in result["targets"]:
         if not t["latency_s"]:
             console.print(Text(printable(f"{t['name']}: latency {t['where']}; accuracy of {t['accuracy_where']}")))
+        speedup = next(c["speedup"] for c in t["candidates"] if c["chosen"])
+        if t["latency_s"] and not t["latency_s"]["void"] and speedup and speedup < 1:
+            console.print(Text(printable(f"{t['name']}: slower than its fastest float file; `precision: auto` may ship that one")))
         for note in t["notes"]:
             console.print(Text(printable(f"{t['name']}: {note}")))
         if t["latency_s"] and (t["latency_s"]["void"] or t["latency_s"]["doubts"]):

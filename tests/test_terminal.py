@@ -14,6 +14,7 @@ from tiny import write_recipe
 
 from edgecnn import cli
 from edgecnn.errors import UsageError, guarded
+from edgecnn.verdict import show_verdict
 
 
 def edgecnn(*words: object, home: Path) -> str:
@@ -73,6 +74,21 @@ def test_tables_align_figures_to_the_right_and_names_cannot_command(capsys: pyte
     assert capsys.readouterr().out.splitlines() == [
         "name            MB", "a             1.50", "b\\x1b[31m\\n  10.25", "c                -",
     ]  # fmt: skip
+
+
+def test_the_verdict_is_aligned_and_says_what_is_slower(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped: no colour, no spaces at the ends; a file that float beats is named, unless its time is void."""
+    result = json.loads((finished / "result.json").read_text())
+    slow, void = result["targets"][:2]
+    for target, reason in ((slow, ""), (void, "noise")):
+        target["latency_s"] |= {"void": reason, "doubts": []}
+        next(c for c in target["candidates"] if c["chosen"])["speedup"] = 0.9
+    show_verdict(result, tmp_path)
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[0] == "target"
+    assert not [line for line in lines[:4] if line != line.rstrip() or "\x1b" in line]
+    assert [line.split(":")[0] for line in lines if "slower than its fastest float file" in line] == [slow["name"]]
+    assert any(line.startswith("verdict: ") for line in lines)
 
 
 def test_a_fault_names_a_hostile_file_harmlessly(capsys: pytest.CaptureFixture[str]) -> None:
