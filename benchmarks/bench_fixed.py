@@ -84,7 +84,7 @@ def main() -> int:
     for title, paths in sets.items():
         print(title, file=sys.stderr)
         compared = bench.bench(paths, threads=[1], batch=1, seconds=given.min_time, processes=5, options=[], screen=Screen(), seed=0)
-        far = bench.distances(paths, threads=1, batch=1, seconds=given.min_time, options=[])
+        far = bench.distances(paths, threads=[1], batch=1, seconds=given.min_time, options=[])
         told["sets"][title] = {**compared.to_json(), "distance": [each.ratio if not each.void else None for each in far]}
         head = (*bench.HEAD, "times the least possible")
         lines += ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]

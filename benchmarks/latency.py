@@ -154,7 +154,7 @@ def benchmark_app(model: Path, rounds: int = 5) -> dict[str, Any]:
 
 def profiles(models: Sequence[Path]) -> dict[str, Any]:
     """What share of the steady latency the layers add up to, for each model."""
-    found = host.profiles(models, threads=1, batch=1, seconds=3, options=[])
+    found = host.profiles(models, threads=[1], batch=1, seconds=3, options=[])
     return {
         str(model): {"covered": p.covered, "steady_ms": 1e3 * p.steady_s, "void": p.void} for model, p in zip(models, found, strict=True)
     }

@@ -1,14 +1,16 @@
 """Several contenders against each other: fresh processes in random order, and a verdict that never ranks noise.
 
 A process that was disturbed (`Result.void`) is measured again, at most as often as it was to be measured at all; void ones are kept in
-the record and count for nothing. What makes a result void is what the machine did, never the time that came out.
+the record and count for nothing. What makes a result void is what the machine did, never the time that came out. One process may be
+too short to see that, so all of a contender are judged together as well, from the beginning of their warm-up on.
 """
 
 from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +18,15 @@ from typing import Any, Literal
 import numpy as np
 
 from edgecnn import measure
-from edgecnn.device.bench import energy_lines
-from edgecnn.device.bundle import verify_bundle
+from edgecnn.device import machine
+from edgecnn.device.bench import WINDOW_S, energy_lines
+from edgecnn.device.bundle import MANIFEST, SUMS, verify_bundle
 from edgecnn.device.graph import bare_manifest
 from edgecnn.device.limit import Distance, checked, text
 from edgecnn.device.profile import Profile, table
 from edgecnn.device.spec import SCHEMA, Result
-from edgecnn.device.stats import compare, estimate, processes_needed, spread, summarise
-from edgecnn.errors import DeviceError, UsageError, printable
+from edgecnn.device.stats import compare, estimate, needed, processes_needed, spread, summarise
+from edgecnn.errors import DeviceError, ModelError, ResourceError, UsageError, printable
 from edgecnn.remote import Board
 from edgecnn.screen import Screen
 
@@ -63,12 +66,18 @@ class Verdict:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All that was measured, in the order of `contenders`; `void` are the results that count for nothing."""
+    """All that was measured, in the order of `contenders`.
+
+    Attributes:
+        void: results that count for nothing, by contender.
+        failed: contenders that cannot run at all, and why.
+    """
 
     contenders: tuple[Contender, ...]
     results: dict[str, list[Result]]
     void: dict[str, list[Result]]
     verdicts: tuple[Verdict, ...] = field(default=())
+    failed: dict[str, str] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -81,6 +90,7 @@ class Comparison:
                     "latency_s": summarise(*(r.samples_s for r in self.results[c.name])) if self.results[c.name] else None,
                     "results": [asdict(r) for r in self.results[c.name]],
                     "void": [asdict(r) for r in self.void[c.name]],
+                    "failed": self.failed.get(c.name, ""),
                 }
                 for c in self.contenders
             ],
@@ -97,8 +107,11 @@ def contenders_of(paths: Sequence[Path], threads: Sequence[int]) -> list[Contend
     for path in paths:
         if path.is_file():
             bare_manifest(path)
-        else:
+        elif path.is_dir() and any((path / name).exists() for name in (MANIFEST, SUMS)):
             verify_bundle(path)
+        else:
+            found = "a folder, and no bundle" if path.is_dir() else "not there" if not path.exists() else "no file"
+            raise ModelError(f"{path}: {found}. Give a bundle's folder, an .onnx file or an OpenVINO .xml file.")
     bases = [path.resolve().name if path.is_dir() else path.name for path in paths]
     if len(set(bases)) < len(bases):  # as far up as it takes
         bases = [str(path) for path in paths]
@@ -123,38 +136,62 @@ def race(
 ) -> Comparison:
     """Measure every contender `processes` times, taking turns, and judge each against the first.
 
+    One that fails in its first process is left out, and the others go on.
+
     Args:
         contenders: with different names; the first is the baseline, and with several numbers of threads the first of each number.
         once: measures one of them in a fresh process.
         processes: that are to count, for each.
         seed: of the order.
         screen: where progress is shown.
+
+    Raises:
+        DeviceError: none can run, or one that could cannot any more.
     """
     by_name = {c.name: c for c in contenders}
     order = random.Random(seed)
     good: dict[str, list[Result]] = {name: [] for name in by_name}
     void: dict[str, list[Result]] = {name: [] for name in by_name}
+    failed: dict[str, DeviceError | ResourceError] = {}
     total = processes * len(by_name)
     with screen.bar("bench", total) as bar:
-        for _ in range(2 * processes):
-            left = [name for name in by_name if len(good[name]) < processes]
-            if not left:
-                break
-
-            def told(name: str) -> None:
+        for turn in range(2 * processes):
+            left = [name for name in by_name if len(good[name]) < processes and name not in failed]
+            for name in order.sample(left, len(left)):
                 disturbed = sum(map(len, void.values()))
                 bar(sum(map(len, good.values())), name + (f", {disturbed} disturbed" if disturbed else ""))
-
-            for name, (result,) in measure.interleaved(left, lambda name: once(by_name[name]), 1, order, told).items():
-                (void if result.void else good)[name].append(result)
+                try:
+                    result = once(by_name[name])
+                except (DeviceError, ResourceError) as fault:
+                    if turn:  # it could, so something broke meanwhile
+                        raise
+                    failed[name] = fault
+                else:
+                    (void if result.void else good)[name].append(result)
+            if len(failed) == len(by_name):
+                raise next(iter(failed.values()))
         bar(sum(map(len, good.values())), "")
+    for c in contenders:
+        if reasons := _disturbed_together(good[c.name], c.threads):
+            void[c.name] += [replace(result, void=reasons) for result in good[c.name]]
+            good[c.name] = []
+    told = {name: str(fault) for name, fault in failed.items()}
     verdicts = []
     for c in contenders:
         first = next((b for b in contenders if b.threads == c.threads), c)
         baseline = contenders[0] if first is c else first
-        if baseline is not c:
+        if baseline is not c and (out := [name for name in (baseline.name, c.name) if name in told]):
+            verdicts.append(Verdict(baseline.name, c.name, "void", reason=f"{out[0]} cannot run"))
+        elif baseline is not c:
             verdicts.append(judge(baseline.name, c.name, good, void, processes))
-    return Comparison(tuple(contenders), good, void, tuple(verdicts))
+    return Comparison(tuple(contenders), good, void, tuple(verdicts), told)
+
+
+def _disturbed_together(results: Sequence[Result], threads: int) -> str:
+    """What others took of the machine during all of `results`, where that makes them void."""
+    loads = [load for r in results if isinstance(load := r.circumstances.get("load"), dict)]
+    finite = [load for load in loads if all(isinstance(v, float | int) and math.isfinite(v) for v in load.values())]  # a board may lie
+    return "; ".join(machine.judge_load(finite, threads)[1])
 
 
 def judge(baseline: str, contender: str, good: dict[str, list[Result]], void: dict[str, list[Result]], processes: int) -> Verdict:
@@ -192,8 +229,11 @@ def bench(
         words = ("--threads", contender.threads, "--batch", batch, "--seconds", seconds, *options)
         return measure.bench(contender.path, *words, board=board)
 
+    contenders = contenders_of(paths, threads)
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
-    return race(contenders_of(paths, threads), once, processes=processes, seed=seed, screen=screen)
+    count = processes * len(contenders)
+    screen.say(f"bench: {count} processes, each at least {seconds + WINDOW_S:.3g} s and {needed(0.9)} calls of batch {batch}")
+    return race(contenders, once, processes=processes, seed=seed, screen=screen)
 
 
 def numbers(text: str) -> list[int]:
@@ -208,17 +248,58 @@ def numbers(text: str) -> list[int]:
     return [int(part) for part in parts]
 
 
+def check_options(seconds: float, kinds: dict[str, bool], others: dict[str, object]) -> None:
+    """Refuse what could only be ignored.
+
+    Args:
+        seconds: of `--min-time`.
+        kinds: options that ask for something else than a race; one at most.
+        others: options that only a race has, None or False where they are not given.
+
+    Raises:
+        UsageError: naming the options.
+    """
+    if not 0 < seconds <= 3600:
+        raise UsageError(f"--min-time {seconds}: give seconds above 0, at most 3600.")
+    asked = [name for name, given in kinds.items() if given]
+    if len(asked) > 1:
+        raise UsageError(f"{' and '.join(asked)} are two measurements. Run the command once with each.")
+    ignored = [name for name, given in others.items() if given is not None and given is not False]
+    if asked and ignored:
+        raise UsageError(f"{asked[0]} has no {' or '.join(ignored)}. Leave out the one or the other.")
+
+
+def check_all_ran(comparison: Comparison) -> None:
+    """Tell, when all else is told, who could not run.
+
+    Raises:
+        DeviceError: naming them with the reason.
+    """
+    if comparison.failed:
+        told = "; ".join(f"{name}: {why}" for name, why in comparison.failed.items())
+        raise DeviceError(f"{len(comparison.failed)} of {len(comparison.contenders)} could not run. {told}")
+
+
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
     """A table of all contenders: what `HEAD` names."""
-    return [_row(c, comparison.results[c.name]) for c in comparison.contenders]
+    return [_row(c.name, comparison) for c in comparison.contenders]
 
 
-HEAD = ("", "p50 ms (99 % interval)", "p90 ms", "p99 ms", "images/s", "load ms", "first ms", "memory MB", "between", "within")
+_TIMES = ("p50 ms (99 % interval)", "p90 ms", "p99 ms", "images/s")
+_ELSE = ("load ms", "first ms", "memory MB", "between", "within")
+HEAD = ("", *_TIMES, *_ELSE)
 
 
-def _row(contender: Contender, results: Sequence[Result]) -> tuple[str, ...]:
+def tables(comparison: Comparison) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
+    """The same as two tables, each with its head: one would not fit a terminal of 80 columns."""
+    whole, cut = rows(comparison), 1 + len(_TIMES)
+    return [(HEAD[:cut], [row[:cut] for row in whole]), ((HEAD[0], *_ELSE), [(row[0], *row[cut:]) for row in whole])]
+
+
+def _row(name: str, comparison: Comparison) -> tuple[str, ...]:
+    results = comparison.results[name]
     if not results:
-        return (contender.name, "void", *[""] * (len(HEAD) - 2))
+        return (name, "cannot run" if name in comparison.failed else "void", *[""] * (len(HEAD) - 2))
     samples = [r.samples_s for r in results]
     cells = []
     for q in (0.5, 0.9, 0.99):
@@ -230,7 +311,7 @@ def _row(contender: Contender, results: Sequence[Result]) -> tuple[str, ...]:
     rate = results[0].batch * sum(map(len, samples)) / math.fsum(map(math.fsum, samples))
     apart = spread(samples)
     return (
-        contender.name,
+        name,
         *cells,
         f"{rate:.4g}",
         _ms(float(np.median([r.load_s for r in results]))),
@@ -257,16 +338,25 @@ def _is_size(value: Any) -> bool:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Verdicts, doubts and what was measured again, each as a line."""
-    lines = [str(v) for v in comparison.verdicts]
+    """Doubts, what was measured again, energy, and last the verdicts, each as a line."""
+    lines = []
     for c in comparison.contenders:
-        doubts = dict.fromkeys(doubt for r in comparison.results[c.name] for doubt in r.doubts)
-        lines += [f"doubt: {c.name}: {printable(doubt)}" for doubt in list(doubts)[:3]]
-        void = comparison.void[c.name]
-        lines += [f"{c.name}: {printable(line)}" for line in _energy(comparison.results[c.name])]
+        results, void = comparison.results[c.name], comparison.void[c.name]
+        lines += [f"doubt: {c.name}: {printable(doubt)}" for doubt in _kinds(results)]
         if void:
             lines.append(f"void: {c.name}: {len(void)} processes do not count: {printable(void[0].void)}")
-    return lines
+        lines += [f"{c.name}: {printable(line)}" for line in _energy(results)]
+    return lines + [str(v) for v in comparison.verdicts]
+
+
+def _kinds(results: Sequence[Result]) -> list[str]:
+    """Each kind of doubt once, with the figures of the first process that had it, and in how many it came up."""
+    seen: dict[str, list[str]] = {}
+    for result in results:
+        for doubt in dict.fromkeys(result.doubts):
+            seen.setdefault(re.sub(r"[\d.]+", "0", doubt), []).append(doubt)
+    of = len(results)
+    return [doubts[0] + (f" (so in {len(doubts)} of {of} processes)" if of > 1 else "") for doubts in seen.values()]
 
 
 def _energy(results: Sequence[Result]) -> list[str]:
@@ -289,14 +379,10 @@ def _ms(seconds: float) -> str:
     return f"{seconds * 1e3:.4g}"
 
 
-def profiles(
-    paths: Sequence[Path], *, threads: int, batch: int, seconds: float, options: Sequence[str], board: Board | None = None
-) -> list[Profile]:
-    """Where the time goes in each file, each in a process of its own."""
+def profiles(paths: Sequence[Path], **options: Any) -> list[Profile]:
+    """Where the time goes in each file with each number of threads; `options` are those of `_each`."""
     found = []
-    for contender in contenders_of(paths, [threads]):
-        words = ("--profile", "--threads", threads, "--batch", batch, "--seconds", seconds, *options)
-        answer = measure.device("bench", contender.path, *words, board=board)
+    for contender, answer in _each(paths, "--profile", **options):
         try:
             found.append(replace(Profile.from_json(answer), file=contender.name))
         except (TypeError, KeyError):
@@ -304,18 +390,14 @@ def profiles(
     return found
 
 
-def distances(
-    paths: Sequence[Path], *, threads: int, batch: int, seconds: float, options: Sequence[str], board: Board | None = None
-) -> list[Distance]:
-    """How far each file is from what the machine could do, each in a process of its own, which measures the machine as well.
+def distances(paths: Sequence[Path], **options: Any) -> list[Distance]:
+    """How far each file is from what the machine could do, which is measured with each; `options` are those of `_each`.
 
     Raises:
         DeviceBug: one was faster than is possible.
     """
     found = []
-    for contender in contenders_of(paths, [threads]):
-        words = ("--distance", "--threads", threads, "--batch", batch, "--seconds", seconds, *options)
-        answer = measure.device("bench", contender.path, *words, board=board)
+    for contender, answer in _each(paths, "--distance", **options):
         try:
             far = replace(Distance.from_json(answer), file=contender.name)
             checked(far.ratio, far.void)
@@ -323,6 +405,26 @@ def distances(
             raise DeviceError(f"{contender.path}: the answer is no distance. Is the board's Python sound?") from None
         found.append(far)
     return found
+
+
+def _each(
+    paths: Sequence[Path],
+    what: str,
+    *,
+    threads: Sequence[int],
+    batch: int,
+    seconds: float,
+    options: Sequence[str],
+    screen: Screen | None = None,
+    board: Board | None = None,
+) -> Iterator[tuple[Contender, dict[str, Any]]]:
+    """What `bench WHAT` answers of each contender, in a process of its own."""
+    contenders = contenders_of(paths, threads)
+    with (screen or Screen(quiet=True)).bar(what.removeprefix("--"), len(contenders)) as bar:
+        for i, c in enumerate(contenders):
+            bar(i, c.name)
+            words = (what, "--threads", c.threads, "--batch", batch, "--seconds", seconds, *options)
+            yield c, measure.device("bench", c.path, *words, board=board)
 
 
 def distances_text(found: Sequence[Distance]) -> str:

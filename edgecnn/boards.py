@@ -20,6 +20,7 @@ from edgecnn.remote import (
     Board,
     Out,
     accept_keys,
+    aloud,
     fingerprints,
     offered_keys,
     parse_address,
@@ -41,7 +42,7 @@ def command(words: Sequence[str], *, own_process: bool = False) -> int:
     if words[0] not in ("verify", "run", "eval"):
         raise UsageError(f"{words[0]} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {words[0]}` there.")
     verify_bundle(arguments.bundle)
-    with Board(parse_address(place)) as board:
+    with Board(parse_address(place), say=aloud) as board:
         code, out, err = board.run(words[0], *_words(words[0], arguments), timeout_s=TIMEOUT_S)
     if code:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
@@ -151,7 +152,7 @@ def check(text: str, *, as_json: bool = False) -> str:
 
 
 def _checked(address: Address, *, as_json: bool = False) -> str:
-    with Board(address) as board:
+    with Board(address, say=aloud) as board:
         told = measure.device("machine", board=board)
     if as_json:
         return json.dumps(told)

@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -45,10 +45,8 @@ def run(*, own_process: bool = False) -> int:
     # What kills a run politely must end its children and leave the lock free, as Ctrl-C does. Not by raising SIGINT: a job started
     # with `&` in a script ignores that one.
     signal.signal(signal.SIGTERM, _interrupt)
-    code = 0
 
     def call() -> int:
-        nonlocal code
         try:
             code = app(standalone_mode=False, obj=own_process) or DONE
         except typer.Exit as leave:
@@ -61,8 +59,8 @@ def run(*, own_process: bool = False) -> int:
                 raise
             print(usage, file=sys.stderr)
             code = 2
-        if code == INTERRUPTED:  # typer swallows Ctrl-C; the line that says how to go on is ours
-            raise KeyboardInterrupt
+        if code == INTERRUPTED:  # typer swallows Ctrl-C; the line about it is ours
+            raise KeyboardInterrupt("interrupted. Run the same command again to go on from here." if "compress" in sys.argv[1:2] else "")
         return code
 
     return guarded(call)
@@ -79,7 +77,8 @@ def _usage_line(fault: Exception) -> str | None:
         return None
     context = getattr(fault, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context else ""
-    return f"edgecnn: {show()}{hint}"
+    told = show()
+    return f"edgecnn: {told}{'' if told[-1:] in '.?!' else '.'}{hint}"
 
 
 def _version(value: bool) -> None:
@@ -171,11 +170,13 @@ def bench(
     models: Annotated[list[Path], typer.Argument(metavar="A [B]...", help="Bundles, .onnx or OpenVINO .xml files; A is the baseline.")],
     threads: Annotated[str, typer.Option(help="Of the runtime; several as 1,2,4.")] = "1",
     batch: Annotated[int, typer.Option(min=1, max=100_000, help="Images per inference.")] = 1,
-    seconds: Annotated[
-        float, typer.Option("--min-time", "--seconds", min=1e-9, max=3600, help="Steady-state seconds in each process.")
-    ] = 1.0,
-    processes: Annotated[int, typer.Option(min=1, max=1000, help="Fresh processes for each; five is the least that tells two apart.")] = 5,
-    runtime: Annotated[str | None, typer.Option(help="Run ONNX graphs in onnxruntime or openvino instead of their own.")] = None,
+    seconds: Annotated[float, typer.Option("--min-time", "--seconds", help="Steady-state seconds in each process, at most 3600.")] = 1.0,
+    processes: Annotated[
+        int | None, typer.Option(min=1, max=1000, help="Fresh processes for each; five, the default, is the least that tells two apart.")
+    ] = None,
+    runtime: Annotated[
+        Literal["onnxruntime", "openvino"] | None, typer.Option(help="Run ONNX graphs in this runtime instead of their own.")
+    ] = None,
     provider: Annotated[str | None, typer.Option(help="Execution provider (onnxruntime) or device (OpenVINO).")] = None,
     on: Annotated[str | None, typer.Option(metavar="BOARD", help="ssh://user@board[:port], or a name of `edgecnn device list`.")] = None,
     profile: Annotated[bool, typer.Option("--profile", help="Show where the time goes, layer by layer.")] = False,
@@ -195,32 +196,31 @@ def bench(
     from edgecnn.screen import Screen
 
     counts = host.numbers(threads)
+    host.check_options(
+        seconds, {"--profile": profile, "--distance": distance}, {"--energy": energy, "--processes": processes, "--seed": seed}
+    )
     options = [*(["--runtime", runtime] if runtime else []), *(["--provider", provider] if provider else [])]
-    with connected(on) as board:
+    screen = Screen(quiet=quiet or as_json)
+    common: dict[str, Any] = {"threads": counts, "batch": batch, "seconds": seconds, "screen": screen}
+    with connected(on, screen.say) as board:
         if profile:
-            found = host.profiles(models, threads=counts[0], batch=batch, seconds=seconds, options=options, board=board)
-            print(json.dumps([asdict(each) for each in found]) if as_json else host.layers_text(found))
+            found = host.profiles(models, options=options, board=board, **common)
+            print(json.dumps({"profiles": [asdict(each) for each in found]}) if as_json else host.layers_text(found))
             return DONE
         if distance:
-            far = host.distances(models, threads=counts[0], batch=batch, seconds=seconds, options=options, board=board)
-            print(json.dumps([asdict(each) for each in far]) if as_json else host.distances_text(far))
+            far = host.distances(models, options=options, board=board, **common)
+            print(json.dumps({"distances": [asdict(each) for each in far]}) if as_json else host.distances_text(far))
             return DONE
-        compared = host.bench(
-            models,
-            threads=counts,
-            batch=batch,
-            seconds=seconds,
-            processes=processes,
-            options=[*options, *(["--energy"] if energy else [])],
-            screen=Screen(quiet=quiet or as_json),
-            board=board,
-            seed=seed,
-        )
+        options += ["--energy"] if energy else []
+        compared = host.bench(models, processes=processes or 5, options=options, board=board, seed=seed, **common)
     if as_json:
         print(json.dumps(compared.to_json()))
     else:
-        _table(host.HEAD, host.rows(compared))
+        for head, rows in host.tables(compared):
+            _table(head, rows)
+            print()
         print("\n".join(host.remarks(compared)))
+    host.check_all_ran(compared)
     return DONE
 
 
@@ -259,8 +259,10 @@ def device_list(as_json: Json = False) -> int:
     boards = registered()
     if as_json:
         print(json.dumps({name: asdict(address) for name, address in boards.items()}))
-    else:
+    elif boards:
         _table(("name", "address", "python"), [(name, address, address.python) for name, address in boards.items()])
+    else:
+        print("No board was added yet: edgecnn device add NAME ssh://user@host[:port]")
     return DONE
 
 

@@ -252,7 +252,7 @@ def _layer_times(
         run.screen.say(f"  {target.name}: time each layer")
         with on(target.device) as board:
             try:
-                found = profiles(folders, threads=target.threads, batch=1, seconds=run.recipe.bench.seconds, options=(), board=board)
+                found = profiles(folders, threads=[target.threads], batch=1, seconds=run.recipe.bench.seconds, options=(), board=board)
             except DeviceError as fault:  # a runtime that gives no profile can still be measured as a whole
                 return {"fault": str(fault)}
         return {"profiles": [asdict(profile) for profile in found]}

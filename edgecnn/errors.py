@@ -85,7 +85,7 @@ def exit_code_of(fault: BaseException) -> tuple[int, str | None]:
     if isinstance(fault, EdgecnnError):
         return fault.exit_code, str(fault)
     if isinstance(fault, KeyboardInterrupt):
-        return INTERRUPTED, "interrupted. Run the same command again to go on from here."
+        return INTERRUPTED, str(fault) or "interrupted."
     if isinstance(fault, MemoryError):
         return ResourceError.exit_code, "out of memory. Use a smaller batch or fewer images, or free some memory."
     if isinstance(fault, PermissionError):

@@ -72,9 +72,7 @@ def identity_of(address: str | None) -> dict[str, Any]:
     return told
 
 
-def interleaved(
-    names: Sequence[str], once: Callable[[str], Result], rounds: int, order: random.Random, told: Callable[[str], None] = lambda name: None
-) -> dict[str, list[Result]]:
+def interleaved(names: Sequence[str], once: Callable[[str], Result], rounds: int, order: random.Random) -> dict[str, list[Result]]:
     """Measure each of `names` once in each of `rounds`, every round in an order of its own.
 
     Args:
@@ -82,12 +80,10 @@ def interleaved(
         once: measures one of them in a fresh process.
         rounds: how often.
         order: of the contenders in each round.
-        told: is called with the contender that is about to be measured.
     """
     results: dict[str, list[Result]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in order.sample(list(names), len(names)):
-            told(name)
             results[name].append(once(name))
     return results
 

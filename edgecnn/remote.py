@@ -16,9 +16,10 @@ import secrets
 import select
 import shlex
 import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -45,8 +46,11 @@ SSH_OPTIONS = {
 }
 # Without a byte in either direction for that long, a transfer or a greeting has failed.
 SILENCE_MOST_S = 30.0
+# A greeting that takes longer is told of.
+_PATIENCE_S = 3.0
 # Another measurement may hold the board for that long.
 WAIT_S = 600.0
+_KEY_KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521", "rsa-sha2-512,rsa-sha2-256")
 _LINE_MOST_BYTES = 80_000_000
 _CHATTER_MOST_BYTES = 65_536
 _OUTPUT_MOST_BYTES = 1_000_000_000
@@ -104,12 +108,20 @@ def parse_address(text: str) -> Address:
 class Board:
     """An open connection, which holds the board: no other edgecnn measures there until `close`.
 
+    Args:
+        wait_s: for another edgecnn to leave the board.
+        silence_s: without a byte from it, after which it is given up; it is not silent while it waits.
+        say: is told what the connection waits for.
+
     Raises:
         DeviceError: whatever goes wrong between here and there, in one line.
     """
 
-    def __init__(self, address: Address, *, wait_s: float = WAIT_S, silence_s: float = SILENCE_MOST_S) -> None:
+    def __init__(
+        self, address: Address, *, wait_s: float = WAIT_S, silence_s: float = SILENCE_MOST_S, say: Callable[[str], None] = lambda _: None
+    ) -> None:
         self.address = address
+        self._told = say
         self._silence_s = silence_s
         self._buffer = bytearray()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the connection
@@ -194,12 +206,13 @@ class Board:
         return code, out, err
 
     def _greeted(self, token: str, wait_s: float) -> None:
-        """Wait for the agent, past what the board's login prints."""
-        chatter = 0
-        # Connecting takes ConnectTimeout at most; then the agent waits for the board.
-        end = time.monotonic() + self._silence_s + wait_s
+        """Wait for the agent, past what the board's login prints and past another edgecnn's work there."""
+        chatter, latest = 0, 0.0
+        end = time.monotonic() + self._silence_s  # ssh itself gives up a connection after ConnectTimeout
+        if not select.select([self._from], [], [], min(_PATIENCE_S, self._silence_s))[0]:
+            self._told(f"{self.address}: no answer yet; waiting {self._silence_s:g} s at most")
         while True:
-            line = self._line(min(end, time.monotonic() + self._silence_s + wait_s), _CHATTER_MOST_BYTES)
+            line = self._line(end, _CHATTER_MOST_BYTES)
             try:
                 answer = json.loads(line)
             except (ValueError, RecursionError):
@@ -208,6 +221,11 @@ class Board:
                 return
             if isinstance(answer, dict) and isinstance(answer.get("error"), str):
                 raise self._fault(printable(answer["error"])[:300])
+            if isinstance(answer, dict) and isinstance(answer.get("waiting"), str) and not latest:
+                latest = time.monotonic() + wait_s + self._silence_s
+                self._told(f"{self.address}: {printable(answer['waiting'])[:300]}; waiting {wait_s:g} s at most")
+            if latest:
+                end = min(time.monotonic() + self._silence_s, latest)
             chatter += len(line)
             if chatter > _CHATTER_MOST_BYTES:
                 raise self._fault(f"prints what is no answer: {line[:80].decode('utf-8', 'replace')!r}. Check its login shell's files")
@@ -297,31 +315,39 @@ class Board:
             code = None
         self._stderr.seek(0)
         said = self._stderr.read(_CHATTER_MOST_BYTES).decode("utf-8", "replace")
-        for sign, meaning in _SSH_SAYS.items():
-            if sign in said:
-                return DeviceError(f"{self.address}: {meaning.format(python=self.address.python, host=self.address.host)}")
-        last = next((line for line in reversed(said.splitlines()) if line.strip()), "")
+        if meaning := _meaning(said, self.address):
+            return DeviceError(f"{self.address}: {meaning}")
         if code in (126, 127):
             text = f"{self.address.python} cannot be run there. Name the board's Python: {self.address}/usr/bin/python3.11"
             return DeviceError(f"{self.address}: {text}")
-        return DeviceError(
-            f"{self.address}: the connection broke{': ' + printable(last.strip())[:200] if last else ''}. Run the same command again."
-        )
+        return DeviceError(f"{self.address}: the connection broke{_last(said)}. Run the same command again.")
 
     def _fault(self, text: str) -> DeviceError:
-        return DeviceError(f"{self.address}: the board {text}." if not text.endswith(".") else f"{self.address}: the board {text}")
+        return DeviceError(f"{self.address}: the board {text}{'' if text.endswith(('.', '?')) else '.'}")
 
 
 _SSH_SAYS = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key is another than before: another machine answers, or it was installed anew. "
-    "If you know why, remove the old key: ssh-keygen -R {host}",
-    "Host key verification failed": "its host key is not known. Compare and accept it once: edgecnn device add NAME ADDRESS",
-    "Permission denied (": "it does not accept your key. Put your public key into the board's ~/.ssh/authorized_keys",
-    "Could not resolve hostname": "no machine of that name. Check the address",
+    "If you know why, remove the old key: `ssh-keygen -R {host}`.",
+    "Host key verification failed": "its host key is not known. Compare and accept it once: `edgecnn device add NAME ADDRESS`.",
+    "Permission denied (": "it does not accept your key. Put your public key into the board's ~/.ssh/authorized_keys.",
+    "Could not resolve hostname": "no machine of that name. Check the address.",
     "Connection refused": "nothing listens there. Is the board on, and sshd running on that port?",
     "Connection timed out": "no answer. Is the board on, and in this network?",
     "No route to host": "no way there. Is the board on, and in this network?",
 }
+
+
+def _meaning(said: str, address: Address) -> str:
+    """What ssh's words mean for the user, or ""."""
+    found = (meaning for sign, meaning in _SSH_SAYS.items() if sign in said)
+    return next(found, "").format(python=address.python, host=address.host)
+
+
+def _last(said: str) -> str:
+    """The last line, fit to be shown, after a colon; or ""."""
+    line = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    return f": {printable(line)[:200].rstrip('.')}" if line else ""
 
 
 def command(address: Address) -> list[str]:
@@ -329,10 +355,14 @@ def command(address: Address) -> list[str]:
     options = dict(SSH_OPTIONS)
     if known_hosts().is_file():
         options["UserKnownHostsFile"] = f'"{known_hosts()}" ~/.ssh/known_hosts'
+    return _ssh(address, options, f"exec {shlex.quote(address.python)} -I -B -c {shlex.quote(BOOTSTRAP)}")
+
+
+def _ssh(address: Address, options: Mapping[str, str], there: str) -> list[str]:
     words = ["ssh", "-T", *(word for key, value in options.items() for word in ("-o", f"{key}={value}"))]
     words += ["-p", str(address.port)] if address.port else []
     words += ["-l", address.user] if address.user else []
-    return [*words, "--", address.host, f"exec {shlex.quote(address.python)} -I -B -c {shlex.quote(BOOTSTRAP)}"]
+    return [*words, "--", address.host, there]
 
 
 def _code() -> dict[str, Path]:
@@ -396,13 +426,40 @@ def register(name: str, address: Address) -> None:
 
 
 def offered_keys(address: Address) -> list[str]:
-    """The host keys that a machine shows at `address`, as lines of a known_hosts file. Whoever sits between can show its own."""
-    words = ["ssh-keyscan", "-T", "10", *(["-p", str(address.port)] if address.port else []), "--", address.host]
-    done = subprocess.run(words, capture_output=True, text=True, timeout=60, check=False)
-    keys = [line for line in done.stdout.splitlines() if line and not line.startswith("#")]
-    if not keys:
-        raise DeviceError(f"{address}: shows no host key. Is the board on, and sshd running on that port?")
-    return keys
+    """The host keys that a machine shows at `address`, as lines of a known_hosts file. Whoever sits between can show its own.
+
+    Asked by ssh and not by ssh-keyscan, which knows nothing of the user's aliases and jump hosts; without a login, for that one has no
+    key to offer, and one kind of key at a time, for a connection shows one.
+
+    Raises:
+        DeviceError: it shows none; why, in ssh's words.
+    """
+    found: list[str] = []
+    said = ""
+    for kind in _KEY_KINDS:
+        with tempfile.TemporaryDirectory() as folder:
+            shown = Path(folder) / "shown"
+            options = {
+                **{
+                    **SSH_OPTIONS,
+                    "StrictHostKeyChecking": "accept-new",
+                    "UserKnownHostsFile": f'"{shown}"',
+                    "GlobalKnownHostsFile": "none",
+                },
+                **{"HostKeyAlgorithms": kind, "HashKnownHosts": "no", "CheckHostIP": "no", "ControlPath": "none"},
+                **{"PubkeyAuthentication": "no", "PreferredAuthentications": "none"},
+            }
+            words = _ssh(address, options, "exit")
+            done = subprocess.run(
+                words, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=120, check=False, start_new_session=True
+            )
+            found += shown.read_text(encoding="utf-8").splitlines() if shown.exists() else []
+        if not found and "no matching host key type" not in done.stderr:
+            said = done.stderr
+            break
+    if not found:
+        raise DeviceError(f"{address}: {_meaning(said, address) or f'it shows no host key{_last(said)}. Is that a server of ssh?'}")
+    return found
 
 
 def fingerprints(keys: Sequence[str]) -> list[str]:
@@ -419,11 +476,16 @@ def accept_keys(keys: Sequence[str]) -> None:
     write_atomically(path, "".join(f"{line}\n" for line in dict.fromkeys([*old, *keys])).encode(), 0o600)
 
 
+def aloud(text: str) -> None:
+    """Tell it on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 @contextmanager
-def on(address: str | None) -> Iterator[Board | None]:
+def on(address: str | None, say: Callable[[str], None] = aloud) -> Iterator[Board | None]:
     """The board at `address`, held while the block runs; None where there is none, which is this machine."""
     if address is None:
         yield None
     else:
-        with Board(parse_address(address)) as board:
+        with Board(parse_address(address), say=say) as board:
             yield board

@@ -59,7 +59,8 @@ class Delay:
 
 def quiet() -> dict[str, Any]:
     """A machine at rest, so that what this test machine does meanwhile has no say."""
-    return {**machine.state(), "throttle_events": {}, "throttled_now": [], "frequencies_hz": {"cpu0": 1e9}, "cpu_s": machine.NOT_AVAILABLE}
+    unknown = dict.fromkeys(("cpu_s", "waited_s", "pressure_s"), machine.NOT_AVAILABLE)
+    return {**machine.state(), "throttle_events": {}, "throttled_now": [], "frequencies_hz": {"cpu0": 1e9}, **unknown}
 
 
 def bench(
@@ -126,7 +127,7 @@ def test_warm_up_ends() -> None:
 
 def test_throttling_makes_void() -> None:
     """A throttle counter that grew between the two states makes the result void, and the summary says so."""
-    counts = iter([3, 4])
+    counts = iter([3, 3, 4])
     result, _ = bench(repeat(0.01), state=lambda: {**quiet(), "throttle_events": {"core too hot": next(counts)}})
     assert "core too hot" in result.void
     assert "VOID" in summary(result)
@@ -136,9 +137,20 @@ def test_busy_cores_make_void() -> None:
     """With every core kept busy by others, on the kernel's own counters, the result is void and never a figure to rank by."""
     busy = {"time_s": 10.0, "own_cpu_s": 11.7, "cpu_s": {"busy": 20.0, "steal": 0.0, "total": 20.0, "cores": 2}}
     idle = {"time_s": 0.0, "own_cpu_s": 5.0, "cpu_s": {"busy": 0.0, "steal": 0.0, "total": 0.0, "cores": 2}}
-    states = iter([idle, busy])
+    states = iter([idle, idle, busy])
     result, _ = bench(repeat(0.01), state=lambda: {**quiet(), **next(states)})
     assert "other processes" in result.void
+
+
+def test_too_short_to_be_void_is_doubted() -> None:
+    """Where the measured part is too short to judge, the load that the warm-up saw is a doubt, and the record holds it for the race."""
+    idle = {"time_s": 0.0, "own_cpu_s": 5.0, "cpu_s": {"busy": 0.0, "steal": 0.0, "total": 0.0, "cores": 2}}
+    busy = {"time_s": 0.35, "own_cpu_s": 5.2, "cpu_s": {"busy": 0.7, "steal": 0.0, "total": 0.7, "cores": 2}}
+    states = iter([idle, {**busy, "time_s": 0.3}, busy])
+    result, _ = bench(repeat(0.01), state=lambda: {**quiet(), **next(states)})
+    assert result.void == ""
+    assert [doubt for doubt in result.doubts if "other processes kept 1.4 of 2 cores" in doubt]
+    assert machine.judge_load([result.circumstances["load"]], 1)[1]
 
 
 def test_collector_is_off_and_comes_back() -> None:
@@ -198,7 +210,7 @@ def test_energy_is_named_or_not_available() -> None:
     """Without being asked nothing is said of energy; without a meter "not available"; with one, joules and source."""
     assert "energy" not in summary(bench(repeat(0.01))[0])
     result, _ = bench(repeat(0.01), meters=[])
-    assert result.energy == "not available"
+    assert str(result.energy).startswith("not available: this machine has none of the meters")
     assert "energy: not available" in summary(result)
     told = replace(result, energy=({"source": "RAPL package-0", "idle_w": 2.0, "working_w": 5.0, "per_inference_j": 0.03},))
     assert "energy: 30 mJ an inference, idle subtracted (RAPL package-0: 2 W idle, 5 W working)" in summary(told)

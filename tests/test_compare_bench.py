@@ -5,10 +5,15 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import onnx
@@ -16,7 +21,7 @@ import pytest
 import tiny
 from onnx import TensorProto, helper
 
-from edgecnn import bench, measure
+from edgecnn import bench, cli, measure
 from edgecnn.bench import Contender
 from edgecnn.device import machine
 from edgecnn.device.graph import bare_manifest, read_onnx
@@ -115,6 +120,7 @@ def test_too_few_processes_rank_nothing() -> None:
 def test_waiting_for_a_core_is_seen() -> None:
     """Threads that were ready and had no core for over a tenth of the time make a result void, for over a fiftieth doubted."""
     quiet = {**machine.state(), "throttle_events": {}, "throttled_now": [], "frequencies_hz": "not available", "cpu_s": "not available"}
+    quiet["pressure_s"] = "not available"
     seen = 0
     for share, doubts, void in ((0.01, 0, 0), (0.05, 1, 0), (0.3, 0, 1)):
         before, after = {**quiet, "time_s": 0.0, "waited_s": 1.0}, {**quiet, "time_s": 10.0, "waited_s": 1.0 + 10 * share}
@@ -146,21 +152,187 @@ def test_bundles_and_bare_files(bundles: dict[str, Path], capsys: pytest.Capture
     assert capsys.readouterr().out == ""
 
 
-def test_busy_cores_are_not_ranked(bundles: dict[str, Path]) -> None:
-    """With every core really kept busy by others, the verdict on real files is void, with the reason; never a ranking."""
-    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
+@contextmanager
+def every_core_busy(*before: str) -> Iterator[None]:
+    """A loop without end on every core that this process may use."""
+    load = [subprocess.Popen([*before, sys.executable, "-c", "while True: pass"]) for _ in os.sched_getaffinity(0)]
     try:
-        found = bench.bench(
-            [bundles["pi"], bundles["pi"]], threads=[1], batch=1, seconds=0.5, processes=1, options=[], screen=QUIET, seed=0
-        )
+        yield
     finally:
         for process in load:
             process.kill()
             process.wait()
-    (verdict,) = found.verdicts
-    assert verdict.verdict == "void", verdict
-    assert "waited" in verdict.reason or "kept" in verdict.reason
-    assert found.results == {name: [] for name in found.results}
+
+
+def test_busy_cores_are_not_ranked(bundles: dict[str, Path]) -> None:
+    """With every core really kept busy by others, the verdict on real files is void, with the reason; also where one process is short."""
+    seen = 0
+    for seconds in (0.001, 0.5):
+        with every_core_busy():
+            found = bench.bench(
+                [bundles["pi"], bundles["pi"]], threads=[1], batch=1, seconds=seconds, processes=1, options=[], screen=QUIET, seed=0
+            )
+        (verdict,) = found.verdicts
+        assert verdict.verdict == "void", verdict
+        assert "waited" in verdict.reason or "kept" in verdict.reason
+        assert found.results == {name: [] for name in found.results}
+        seen += 1
+    assert seen == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("seconds", "before"), [(1e-6, ""), (0.02, ""), (0.05, ""), (0.2, ""), (1.0, ""), (0.05, "setsid"), (0.05, "nice -n 19")]
+)
+def test_busy_cores_are_never_ranked(bundles: dict[str, Path], seconds: float, before: str) -> None:
+    """As many processes as a ranking takes, of two files that differ: whatever time is asked for, and whatever priority the others have."""
+    paths = [bundles["pi"], bundles["nuc"]]
+    with every_core_busy(*before.split()):
+        found = bench.bench(paths, threads=[1], batch=1, seconds=seconds, processes=5, options=[], screen=QUIET)
+    assert [v.verdict for v in found.verdicts] == ["void"], found.verdicts
+
+
+def test_a_board_may_lie_about_its_load() -> None:
+    """What a board calls its load judges, or is left out where it is none; it never stops the comparison."""
+    rng = np.random.default_rng(0)
+    busy = {"elapsed_s": 0.5, "cores": 2, "total_s": 1.0, "stolen_s": 0.0, "others_s": 1.0}
+    seen = 0
+    lies: tuple[Any, ...] = ({"elapsed_s": "x"}, {"elapsed_s": float("inf")}, {"elapsed_s": 1.0, "total_s": 1.0}, [], None, {})
+    for load, verdict in ((busy, "void"), *((lie, "cannot tell") for lie in lies)):
+
+        def once(_: Contender, load: Any = load) -> Result:
+            return replace(result(0.01, rng), circumstances={"load": load})
+
+        found = bench.race([Contender(name, Path(name), 1) for name in "ab"], once, processes=5, seed=0, screen=QUIET)
+        assert found.verdicts[0].verdict == verdict, load
+        seen += 1
+    assert seen == 7
+
+
+def test_what_cannot_run_costs_the_others_nothing() -> None:
+    """A contender that fails in its first process is told and left out; one that fails later, or all of them, end the race."""
+    rng = np.random.default_rng(0)
+    contenders = [Contender(name, Path(name), 1) for name in "abc"]
+
+    def once(c: Contender) -> Result:
+        if c.name == "b":
+            raise DeviceError("it takes a GPU")
+        return result(0.01, rng)
+
+    found = bench.race(contenders, once, processes=5, seed=0, screen=QUIET)
+    assert {name: len(each) for name, each in found.results.items()} == {"a": 5, "b": 0, "c": 5}
+    assert [(v.contender, v.verdict) for v in found.verdicts] == [("b", "void"), ("c", "cannot tell")]
+    assert bench.rows(found)[1][1] == "cannot run"
+    assert found.to_json()["contenders"][1]["failed"] == "it takes a GPU"
+    with pytest.raises(DeviceError, match=r"1 of 3 could not run. b: it takes a GPU"):
+        bench.check_all_ran(found)
+    with pytest.raises(DeviceError, match="it takes a GPU"):
+        bench.race(contenders[1:2], once, processes=5, seed=0, screen=QUIET)
+    calls = 0
+
+    def breaks(c: Contender) -> Result:
+        nonlocal calls
+        calls += 1
+        if calls > 4:
+            raise DeviceError("the connection broke")
+        return result(0.01, rng)
+
+    with pytest.raises(DeviceError, match="connection broke"):
+        bench.race(contenders, breaks, processes=5, seed=0, screen=QUIET)
+
+
+def edgecnn(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    handler = signal.getsignal(signal.SIGTERM)
+    with patch.object(sys, "argv", ["edgecnn", "bench", *map(str, words)]):
+        code = cli.run()
+    signal.signal(signal.SIGTERM, handler)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+REFUSED: dict[str, tuple[list[object], int, str]] = {
+    "two measurements": (["--profile", "--distance"], 2, "--profile and --distance are two measurements"),
+    "energy of a profile": (["--profile", "--energy"], 2, "--profile has no --energy"),
+    "processes and seed of a distance": (["--distance", "--processes", 5, "--seed", 0], 2, "--distance has no --processes or --seed"),
+    "no time": (["--min-time", 0], 2, "give seconds above 0"),
+    "a time that is none": (["--min-time", "nan"], 2, "--min-time nan: give seconds above 0"),
+    "a time without end": (["--min-time", "inf"], 2, "at most 3600"),
+    "an unknown runtime": (["--runtime", "foo"], 2, "'foo' is not one of 'onnxruntime', 'openvino'. See `edgecnn bench --help`"),
+    "an unknown provider": (["--provider", "foo"], 8, "onnxruntime offers "),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str], case: str) -> None:
+    """What would be ignored, or cannot be, is refused in one line that ends as a sentence; no list of Python's is shown."""
+    words, code, part = REFUSED[case]
+    got, out, err = edgecnn(capsys, bundles["pi"], "-q", *words)
+    assert (got, out, err.count("\n")) == (code, "", 1), err
+    assert part in err
+    assert "[" not in err
+    assert err.rstrip()[-1] in ".?`"
+
+
+def test_batch_that_does_not_fit(bundles: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Images that do not fit into memory are refused with their size, before memory is filled with them."""
+    code, _, err = edgecnn(capsys, model(tmp_path / "wide.onnx", ["n", 3, 4000, 4000]), "--batch", 100_000, "-q")
+    assert code == 5
+    assert "its images alone take 2.4e+04 GB" in err
+
+
+def test_what_is_no_model_says_what_to_give(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A folder that is no bundle, nothing at all, and another file: each one line with all three kinds of what can be measured."""
+    (tmp_path / "x.txt").write_text("x")
+    seen = 0
+    for path, part in ((tmp_path, "a folder, and no bundle"), (tmp_path / "nope", "not there"), (tmp_path / "x.txt", "not a model")):
+        code, _, err = edgecnn(capsys, path)
+        assert code == 3
+        assert part in err
+        assert "Give a bundle's folder, an .onnx file or an OpenVINO .xml file." in err
+        seen += 1
+    assert seen == 3
+
+
+def test_several_numbers_of_threads(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """--profile measures each number of threads, and prints one JSON object; --distance goes the same way."""
+    code, out, err = edgecnn(capsys, bundles["pi"], "--profile", "--threads", "1,2", "--min-time", 0.05, "--json")
+    assert (code, err) == (0, "")
+    assert [(each["file"], each["threads"]) for each in json.loads(out)["profiles"]] == [("pi, 1 thread", 1), ("pi, 2 threads", 2)]
+
+
+def test_the_table_fits_80_columns(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    """The tables of a whole race, with an interval and a withheld percentile, are at most 80 wide; what comes is told first."""
+    code, out, err = edgecnn(capsys, bundles["pi"], bundles["nuc"], "--processes", 1, "--min-time", 0.001)
+    assert code == 0
+    assert err.startswith("bench: 2 processes, each at least 0.251 s and 64 calls of batch 1\n")
+    lines = out.split("\n")
+    tables = lines[: lines.index("", lines.index("") + 1)]
+    assert len(tables) == 7
+    assert max(map(len, tables)) <= 80, out
+    assert "takes 662 calls" in out or "void" in out
+
+
+def test_doubts_are_told_once() -> None:
+    """The same doubt with another figure in each process is one line that says in how many, and the verdicts come last."""
+    doubts = iter([(f"{i}.5% of the calls took over twice the median",) for i in range(10)])
+    rng = np.random.default_rng(0)
+    contenders = [Contender(name, Path(name), 1) for name in "ab"]
+    found = bench.race(contenders, lambda c: result(0.01, rng, doubts=next(doubts)), processes=5, seed=0, screen=QUIET)
+    lines = bench.remarks(found)
+    assert len(lines) == 3
+    assert all(line.endswith("(so in 5 of 5 processes)") for line in lines[:2])
+    assert lines[2].startswith("b against a: cannot tell")
+
+
+def test_interrupted_says_no_more_than_is_true(bundles: dict[str, Path]) -> None:
+    """A bench that is interrupted keeps nothing, and promises nothing."""
+    words = [sys.executable, "-m", "edgecnn", "bench", bundles["pi"], "--min-time", "60"]
+    process = subprocess.Popen(words, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    assert process.stderr.readline().startswith("bench: 5 processes")
+    process.terminate()
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "edgecnn: interrupted.\n")
 
 
 def test_names(bundles: dict[str, Path]) -> None:

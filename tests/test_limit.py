@@ -85,7 +85,7 @@ def test_faster_than_possible_is_a_bug(capsys: pytest.CaptureFixture[str]) -> No
 def test_bug_of_the_boards_half_reaches_the_host(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A board's half that measures the impossible makes the host's command fail as a bug, whether it says so itself or answers it."""
     monkeypatch.setattr(measure, "_here", lambda words: (1, "", "edgecnn: 0.5 of the least time\n"))
-    options = {"threads": 1, "batch": 1, "seconds": 0.01, "options": []}
+    options = {"threads": [1], "batch": 1, "seconds": 0.01, "options": []}
     with pytest.raises(DeviceBug, match="of the least time"):
         bench.distances([bundle], **options)  # type: ignore[arg-type]
     far = Distance("m", "ab", "onnxruntime", 1, 1, 0.5, 1.0, 0.5, (), asdict(PEAKS), {})
@@ -146,7 +146,7 @@ def test_convolution_is_sound_onnx(dtype: str) -> None:
 
 def test_distance_of_a_real_file(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way in a fresh process: peaks of this machine, bound and ratio of a file, through JSON, and as text."""
-    (found,) = bench.distances([bundle], threads=1, batch=1, seconds=0.05, options=[])
+    (found,) = bench.distances([bundle], threads=[1], batch=1, seconds=0.05, options=[])
     told = Peaks.from_json(found.peaks)
     assert told.rates["int8"].per_s > 0
     assert told.cache >= told.memory > 0

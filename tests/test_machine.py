@@ -181,7 +181,7 @@ def test_nvidia_smi_rows() -> None:
 
 QUIET: dict[str, Any] = {
     "time_s": 0.0, "frequencies_hz": {"cpu0": 2e9}, "throttle_events": {"core too hot": 3}, "throttled_now": [],
-    "cpu_s": {"busy": 100.0, "steal": 1.0, "total": 1000.0, "cores": 2}, "own_cpu_s": 1.0,
+    "cpu_s": {"busy": 100.0, "steal": 1.0, "total": 1000.0, "cores": 2}, "own_cpu_s": 1.0, "waited_s": 0.0, "pressure_s": 5.0,
 }  # fmt: skip
 
 
@@ -206,6 +206,7 @@ def test_each_disturbance_is_named() -> None:
         ({"steal": 3.0}, "void", "hypervisor took 10%"),
         ({"busy": 120.0, "own": 1.0 + 6.7}, "void", "other processes kept 1.3 of 2 cores"),
         ({"busy": 120.0, "own": 1.0 + 9.5}, "doubt", "other processes kept 1.1 of 2 cores"),
+        ({"pressure_s": 5.0 + 10.0}, "void", "on 2.0 of 2 cores some program waited"),
         ({"frequencies_hz": {"cpu0": 1.5e9}}, "doubt", "2.00 to 1.50 GHz"),
         ({"steal": 1.4}, "doubt", "hypervisor took 2%"),
     ]
@@ -215,7 +216,24 @@ def test_each_disturbance_is_named() -> None:
         assert len(told) == 1, (changed, doubts, void)
         assert text in told[0], changed
         assert silent == [], changed
-    assert len(cases) == 7
+    assert len(cases) == 8
+
+
+def test_more_threads_than_cores_are_told() -> None:
+    """Threads that wait for each other are a doubt about their number, not a reason to stop something else; others' load is void still."""
+    doubts, void = machine.disturbances(QUIET, later(busy=120.0, own=21.0, pressure_s=15.0, waited_s=70.0), 8)
+    assert (doubts, void) == (["8 threads on 2 cores wait for each other: use 2 at most"], [])
+    _, void = machine.disturbances(QUIET, later(busy=120.0, own=11.0), 8)
+    assert "other processes kept 1.0 of 2 cores busy and 2 were needed" in void[0]
+
+
+def test_short_windows_are_judged_together() -> None:
+    """What is too short to judge by itself says nothing, and ten of it together say what one of their whole length does."""
+    short = {"elapsed_s": 0.15, "cores": 2, "total_s": 0.3, "stolen_s": 0.0, "others_s": 0.2, "waited_s": 0.05, "pressure_s": 0.15}
+    assert machine.judge_load([short], 1) == ([], [])
+    _, void = machine.judge_load([short] * 10, 1)
+    assert [text.split(" ")[0] for text in void] == ["other", "on", "its"]
+    assert machine.judge_load([], 1) == machine.judge_load([{}], 1) == ([], [])
 
 
 def test_meters_read_what_is_there(laptop: Path, jetson: Path) -> None:

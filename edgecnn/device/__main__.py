@@ -21,7 +21,7 @@ import numpy as np
 from edgecnn.device.bundle import MANIFEST, refuse_inside_a_bundle, verify_bundle
 from edgecnn.device.confine import confine
 from edgecnn.device.spec import Manifest, Result, read_manifest
-from edgecnn.errors import DataError, DeviceError, UsageError, guarded, printable
+from edgecnn.errors import DataError, DeviceError, ResourceError, UsageError, guarded, printable
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device", *, own_process: bool = False) -> int:
@@ -312,6 +312,7 @@ def bench(arguments: argparse.Namespace) -> int:
     import_runtime(manifest.runtime)  # before the clock runs: importing is not loading
     # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
     spec = manifest.input
+    _check_memory(arguments.batch, spec.example_size[0] * spec.example_size[1] * spec.channels)
     pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, *spec.example_size, spec.channels), np.uint8)
     example = to_input(pixels, spec, manifest.takes)
     _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile or arguments.distance else []))
@@ -346,6 +347,17 @@ def bench(arguments: argparse.Namespace) -> int:
     result = measured()
     _print(arguments, asdict(result), f"{_line(manifest)}\n{summary(result)}")
     return 0
+
+
+def _check_memory(batch: int, numbers: int) -> None:
+    """Refuse a batch whose images alone do not fit: filling memory until the kernel kills somebody would tell nobody why."""
+    from edgecnn.device.machine import memory
+
+    needed, free = batch * numbers * (1 + 4), memory().get("MemAvailable")  # bytes as they are made, and as floats
+    if free is not None and needed > free:
+        raise ResourceError(
+            f"--batch {batch}: its images alone take {needed / 1e9:.3g} GB, and {free / 1e9:.3g} GB are free. Give a smaller batch."
+        )
 
 
 def machine(arguments: argparse.Namespace) -> int:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = "\0edgecnn-board"
+WAITING_EVERY_S = 5.0
 KEEP_BYTES = 2_000_000_000
 OUTPUT_MOST_BYTES = 64_000_000
 _CHUNK = 1 << 20
@@ -69,7 +70,9 @@ def serve() -> None:
 
 
 def _lock(wait_s: float) -> socket.socket:
+    """Hold the board; who waits for it says so again and again, for a host cannot tell a long wait from a board that hangs."""
     end = time.monotonic() + wait_s
+    said = 0.0
     held = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     while True:
         try:
@@ -80,6 +83,9 @@ def _lock(wait_s: float) -> socket.socket:
                 raise Fault(
                     f"another edgecnn measures on this board, and two at once would disturb each other; waited {wait_s:g} s"
                 ) from None
+            if time.monotonic() >= said + WAITING_EVERY_S:
+                said = time.monotonic()
+                _say({"waiting": "another edgecnn measures on this board"})
             if select.select([0], [], [], 0.2)[0]:
                 raise Fault("the host hung up") from None
 

@@ -12,12 +12,13 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
 from edgecnn.device import machine
-from edgecnn.device.meters import Energy, Meter, measure_energy
+from edgecnn.device.meters import Energy, Meter, measure_energy, why_none
 from edgecnn.device.runtimes import Runner
 from edgecnn.device.spec import Result
 from edgecnn.device.stats import estimate, needed, percentile, trend
@@ -75,6 +76,7 @@ def measure(
         start = clock()
         runner.infer(example)
         first_s = clock() - start
+        started = state()
         warmup, steady = _warm_up(runner, example, clock)
         before = state()
         samples = _run(runner, example, min_seconds, min_samples, clock)
@@ -82,6 +84,9 @@ def measure(
         energy: list[Energy] = [] if meters is None else measure_energy(lambda: runner.infer(example), min_seconds, meters)
         provider, version = runner.provider, runner.version
     doubts, void = machine.disturbances(before, after, threads)
+    load = machine.load(started, after)
+    if machine.load(before, after).get("elapsed_s", 0.0) <= machine.SHORTEST_S:  # too short to be void by: what the warm-up saw is a doubt
+        doubts += chain.from_iterable(machine.judge_load([load], threads))
     return Result(
         file=file,
         file_sha256=file_sha256,
@@ -100,11 +105,12 @@ def measure(
             "rss_before_load_bytes": rss_before,
             "before": before,
             "after": after,
+            "load": load,
         },
         peak_rss_bytes=machine.peak_rss(),
         doubts=(*_unsteady(samples, steady), *doubts),
         void="; ".join(void),
-        energy="not measured" if meters is None else tuple(map(asdict, energy)) or machine.NOT_AVAILABLE,
+        energy="not measured" if meters is None else tuple(map(asdict, energy)) or f"{machine.NOT_AVAILABLE}: {why_none(meters)}",
     )
 
 
@@ -147,7 +153,7 @@ def _unsteady(samples: list[float], steady: bool) -> list[str]:
         doubts.append(f"unsteady: still changing after {WARM_UP_MOST_S:.0f} s of warm-up. Let the machine settle")
     late = float(np.mean(np.asarray(samples) > 2 * percentile(samples, 0.5)))
     if late > 0.01:
-        doubts.append(f"{late:.1%} of the calls took over twice the median: something else ran. Stop it, or use fewer threads than cores")
+        doubts.append(f"{late:.1%} of the calls took over twice the median: something else ran, or its own threads are in each other's way")
     return doubts
 
 
@@ -188,7 +194,7 @@ def summary(result: Result) -> str:
 def energy_lines(result: Result) -> list[str]:
     """Energy per inference by each meter."""
     if isinstance(result.energy, str):
-        return [f"energy: {result.energy} (no meter that can be read: RAPL takes root, others their driver)"]
+        return [f"energy: {result.energy}"]
     lines = []
     for each in (Energy(**told) for told in result.energy):
         above = f"{each.idle_w:.3g} W idle, {each.working_w:.3g} W working"

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import functools
 import importlib.metadata
+import math
 import os
 import platform
 import resource
 import shutil
 import subprocess
 import time
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +50,9 @@ _ARM_CORES = {
 
 # `vcgencmd get_throttled`, from the Raspberry Pi documentation. The higher half says "since boot".
 _PI_BITS = ("under-voltage", "frequency capped", "throttled", "soft temperature limit")
+
+# What is shorter cannot be judged: /proc/stat counts in steps of 10 ms.
+SHORTEST_S = 0.2
 
 ROOT = Path("/")
 
@@ -98,6 +103,8 @@ def state(root: Path = ROOT) -> dict[str, Any]:
         "cpu_s": cpu_seconds(root, _affinity()) or NOT_AVAILABLE,
         "own_cpu_s": used.ru_utime + used.ru_stime,
         "waited_s": waited(root),
+        # of the whole machine, so it says nothing of us where we have a part of it
+        "pressure_s": pressure(root) if len(_affinity()) == os.cpu_count() else NOT_AVAILABLE,
         "context_switches": {"voluntary": used.ru_nvcsw, "involuntary": used.ru_nivcsw},
         "peak_rss_bytes": peak_rss(),
     }
@@ -326,6 +333,13 @@ def waited(root: Path = ROOT) -> float | str:
     return sum(known) / 1e9 if known else NOT_AVAILABLE
 
 
+def pressure(root: Path = ROOT) -> float | str:
+    """Core seconds, mean of the cores, in which some program of the whole machine was ready to run and had no core (the kernel's PSI)."""
+    some = next((line for line in (_text(root / "proc/pressure/cpu") or "").splitlines() if line.startswith("some ")), "")
+    total = some.rpartition("total=")[2]
+    return int(total) / 1e6 if total.isdigit() else NOT_AVAILABLE
+
+
 def rss() -> int | str:
     """Memory of this process that is resident now, in bytes."""
     return _status("VmRSS") or NOT_AVAILABLE
@@ -362,28 +376,67 @@ def disturbances(before: dict[str, Any], after: dict[str, Any], threads: int) ->
         old, new = (sum(c.values()) / len(c) for c in clocks)
         if abs(new - old) > 0.1 * old:
             doubts.append(f"the clocks moved from {old / 1e9:.2f} to {new / 1e9:.2f} GHz: set the governor to performance")
-    times = _both(before, after, "cpu_s")
-    if times and (total := times[1]["total"] - times[0]["total"]) > 0:
-        elapsed = after["time_s"] - before["time_s"]
-        stolen = (times[1]["steal"] - times[0]["steal"]) / total
+    for mine, more in zip((doubts, void), judge_load([load(before, after)], threads), strict=True):
+        mine += more
+    return doubts, list(dict.fromkeys(void))
+
+
+def load(before: dict[str, Any], after: dict[str, Any]) -> dict[str, float]:
+    """What all programs took of the cores between two states, as far as the kernel says; in seconds."""
+    if not isinstance(before["time_s"], float):
+        return {}
+    found = {"elapsed_s": after["time_s"] - before["time_s"]}
+    if times := _both(before, after, "cpu_s"):
+        busy, steal, total = (times[1][key] - times[0][key] for key in ("busy", "steal", "total"))
+        found |= {"cores": times[1]["cores"], "total_s": total, "stolen_s": steal}
+        found["others_s"] = busy - (after["own_cpu_s"] - before["own_cpu_s"])
+    for key in ("waited_s", "pressure_s"):
+        if isinstance(before.get(key), float) and isinstance(after.get(key), float):
+            found[key] = after[key] - before[key]
+    return found
+
+
+def judge_load(loads: Sequence[dict[str, float]], threads: int) -> tuple[list[str], list[str]]:
+    """What others took of the machine, over one measurement or several together.
+
+    Args:
+        loads: `load` of each; 0.2 s of them all say nothing yet, for the kernel counts in steps of 10 ms.
+        threads: that the measured process may keep busy.
+
+    Returns:
+        Doubts, and reasons that make the measurement void. Each says what to do.
+    """
+    known = set.intersection(*map(set, loads)) if loads else set()
+    seen = defaultdict(float, {key: math.fsum(each[key] for each in loads) for key in known})
+    elapsed = seen["elapsed_s"]
+    if elapsed <= SHORTEST_S:
+        return [], []
+    doubts: list[str] = []
+    void: list[str] = []
+    crowd = False  # of its own making
+    if seen["total_s"] > 0:
+        cores = round(seen["cores"] / len(loads))
+        stolen, others = seen["stolen_s"] / seen["total_s"], seen["others_s"] / elapsed
         if stolen > 0.01:
             text = f"the hypervisor took {stolen:.0%} of the CPU time: measure on a machine of its own"
             (void if stolen > 0.05 else doubts).append(text)
-        if elapsed > 0.2:  # /proc/stat counts in steps of 10 ms
-            cores = int(times[1]["cores"])
-            others = (times[1]["busy"] - times[0]["busy"] - (after["own_cpu_s"] - before["own_cpu_s"])) / elapsed
-            # three busy loops on two cores get 0.67 each, so one that is ours leaves the others 1.33: more than the core that was to spare
-            if others > cores - threads + 0.25:
-                void.append(f"other processes kept {others:.1f} of {cores} cores busy and {threads} were needed: stop them")
-            elif others > 0.25:
-                doubts.append(f"other processes kept {others:.1f} of {cores} cores busy: stop them")
-    waits = before.get("waited_s"), after.get("waited_s")
-    if isinstance(waits[0], float) and isinstance(waits[1], float) and (elapsed := after["time_s"] - before["time_s"]) > 0.2:
-        share = (waits[1] - waits[0]) / elapsed
-        if share > 0.02:
-            text = f"its threads waited {share:.0%} of the time for a core that something else had: stop that, or use fewer threads"
-            (void if share > 0.1 else doubts).append(text)
-    return doubts, list(dict.fromkeys(void))
+        # three busy loops on two cores get 0.67 each, so one that is ours leaves the others 1.33: more than the core that was to spare
+        if others > max(0, cores - threads) + 0.25:
+            void.append(f"other processes kept {others:.1f} of {cores} cores busy and {min(threads, cores)} were needed: stop them")
+        elif others > 0.25:
+            doubts.append(f"other processes kept {others:.1f} of {cores} cores busy: stop them")
+        crowd = threads > cores
+        # those of a lower priority take little from us where we are, but keep all the rest busy
+        waiting = seen["pressure_s"] * cores / elapsed
+        if waiting > 0.5 and not crowd:
+            void.append(f"on {waiting:.1f} of {cores} cores some program waited for another: stop what else runs")
+    share = seen["waited_s"] / elapsed
+    if crowd:
+        doubts.append(f"{threads} threads on {cores} cores wait for each other: use {cores} at most")
+    elif share > 0.02:
+        text = f"its threads waited {share:.0%} of the time for a core that something else had: stop that, or use fewer threads"
+        (void if share > 0.1 else doubts).append(text)
+    return doubts, void
 
 
 def _both(before: dict[str, Any], after: dict[str, Any], key: str) -> tuple[dict[str, Any], dict[str, Any]] | None:

@@ -139,6 +139,13 @@ def meters(root: Path = ROOT) -> list[Meter]:
     return [*rapl(root), *hwmon(root), *(gpu_meters() if root == ROOT else [])]
 
 
+def why_none(found: Sequence[Meter]) -> str:
+    """Why nothing was measured with these meters, none of which could be read."""
+    if not found:
+        return "this machine has none of the meters that edgecnn reads: RAPL, hwmon sensors, INA3221 rails, NVML"
+    return f"{', '.join(meter.name for meter in found)}: there, and cannot be read; RAPL is often root's alone"
+
+
 def gpu_meters() -> list[Meter]:
     """One for each NVIDIA GPU: the counter where it has one, else power."""
     return [GpuMeter(f"NVML {g.name}", "power" if g.energy_j() is None else "energy", (), 1.0, gpu=g) for g in nvml.gpus()]

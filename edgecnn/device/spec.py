@@ -190,7 +190,7 @@ class Result:
         circumstances: CPU, instruction sets, governor, clocks, temperature, load, steal, versions ...
         doubts: why the figure may not be worth much; empty is good.
         void: why it must not be used at all, or "".
-        energy: what each meter saw (`meters.Energy`) after the samples were taken; "not available" without a meter, or "not measured".
+        energy: what each meter saw (`meters.Energy`) after the samples were taken; "not available: WHY" without a meter, or "not measured".
     """
 
     file: str

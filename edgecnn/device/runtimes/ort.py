@@ -34,7 +34,9 @@ class OrtRunner:
         wanted = CPU if provider is None else provider
         offered = ort.get_available_providers()
         if wanted not in offered:
-            raise DeviceError(f"onnxruntime offers {offered}, asked for {wanted!r}. Install a build of onnxruntime with it, or use {CPU}.")
+            raise DeviceError(
+                f"onnxruntime offers {', '.join(offered)}; asked for {wanted!r}. Install a build of onnxruntime with it, or use {CPU}."
+            )
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1

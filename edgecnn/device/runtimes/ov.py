@@ -30,7 +30,7 @@ class OpenvinoRunner:
         wanted = "CPU" if device is None else device
         core = ov.Core()
         if wanted.split(".")[0] not in {name.split(".")[0] for name in core.available_devices}:
-            raise DeviceError(f"OpenVINO offers {core.available_devices}, asked for {wanted!r}. Install its driver, or use CPU.")
+            raise DeviceError(f"OpenVINO offers {', '.join(core.available_devices)}; asked for {wanted!r}. Install its driver, or use CPU.")
         config = {"PERFORMANCE_HINT": "LATENCY", **options}
         if wanted == "CPU":
             config["INFERENCE_NUM_THREADS"] = str(threads)
