@@ -53,6 +53,7 @@ def test_reports_are_sound_in_a_browser(finished: Path, tmp_path: Path) -> None:
         where = (view["page"], view["width"], view["colorScheme"])
         assert view["errors"] == view["requests"] == view["serious"] == [], (where, view)
         assert view["overflow"] <= 0, where
+        assert view["paper"] <= 0, where
         assert all(view["filters"]), where
     assert sum(len(view["filters"]) for view in found) > 20
 

@@ -38,7 +38,10 @@ for (const page of pages) {
       box.click();
       return own > 0 && left[0] === 0 && left[1] === all - own;
     }));
-    found.push({ page, width, colorScheme, errors, requests: requests.slice(1), overflow: wide, serious, filters, minor: result.violations.length - serious.length });
+    await tab.setViewportSize({ width: 688, height: 990 }); // A4 less the page's margins
+    await tab.emulateMedia({ media: "print" });
+    const paper = await tab.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
+    found.push({ page, width, colorScheme, errors, requests: requests.slice(1), overflow: wide, serious, filters, paper, minor: result.violations.length - serious.length });
     await context.close();
   }
 }
