@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from edgecnn import boards, measure, remote
+from edgecnn import bench, boards, measure, remote
 from edgecnn.device import agent
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import Result
@@ -337,9 +338,72 @@ def test_broken_transfer_goes_on(board: Sshd, tmp_path: Path) -> None:
 
 
 @needs_sshd
+def test_energy_and_distance(board: Sshd, bundle: Path) -> None:
+    """The board's meters and the board's peaks are what is told, through the connection."""
+    with Board(board.address) as connection:
+        result = measure.bench(bundle, "--seconds", 0.01, "--energy", board=connection)
+        (far,) = bench.distances([bundle], threads=[1], batch=1, seconds=0.01, options=[], board=connection)
+    assert result.energy != "not measured"
+    assert far.circumstances["versions"]["openvino"] == "not available"  # so it is not this Python that answered
+    assert far.ratio > 1 or far.void
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Fail, and do not hang, where a limit of ours is gone."""
+
+    def late(*_: object) -> None:
+        raise AssertionError(f"it took over {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@needs_sshd
+def test_who_hangs_and_who_waits(board: Sshd) -> None:
+    """A board without a greeting is given up after the silence allowed; one in use says so for longer than that. Both are told of."""
+    said: list[str] = []
+    sleeper = board.folder / "sleeper"
+    sleeper.write_text(f"#!{board.python}\n{RUBBISH['sleep']}\n")
+    sleeper.chmod(0o755)
+    with within(40), pytest.raises(DeviceError, match="does not answer in time"):
+        Board(replace(board.address, python=str(sleeper)), silence_s=4.0, say=said.append)
+    for pid in board.agents():
+        os.kill(pid, signal.SIGKILL)
+    assert "no answer yet; waiting 4 s at most" in said.pop()
+    assert said == []
+    held = Board(board.address)
+    threading.Timer(9.0, held.close).start()
+    with within(60), Board(board.address, silence_s=7.0, say=said.append) as connection:
+        assert connection.address == board.address
+    (line,) = said
+    assert "another edgecnn measures on this board; waiting 600 s at most" in line
+
+
+@needs_sshd
+def test_add_an_alias(board: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that only ssh's own configuration knows, with port and user, can be added; where nobody answers, that is the cause told."""
+    text = (board.folder / "config").read_text().replace("/known\n", "/none\n")
+    (board.folder / "none").write_text("")
+    hosts = f"Host pi\n HostName 127.0.0.1\n Port {board.port}\n User {board.user}\nHost off\n HostName 127.0.0.1\n Port 1\n"
+    (board.folder / "config5").write_text(text + hosts)
+    monkeypatch.setenv("TEST_SSH_CONFIG", str(board.folder / "config5"))
+    (print_,) = {line.split()[0] for line in remote.fingerprints([f"x {(board.folder / 'host_key.pub').read_text()}"])}
+    boards.add("mine", f"ssh://pi{board.python}", print_)
+    assert remote.registered() == {"mine": Address("", "pi", None, board.python)}
+    with pytest.raises(DeviceError, match="nothing listens there"):
+        remote.offered_keys(Address("", "off"))
+
+
+@needs_sshd
 def test_hanging_board(board: Sshd, bundle: Path) -> None:
     """A board that stops in the middle, or whose command never ends, is given up after the time allowed, with what to look for."""
-    with pytest.raises(DeviceError, match="does not answer in time"), Board(board.address, silence_s=2.0) as connection:  # noqa: PT012
+    with within(60), pytest.raises(DeviceError, match="in time"), Board(board.address, silence_s=2.0) as connection:  # noqa: PT012
         for pid in board.agents():
             os.kill(pid, signal.SIGSTOP)
         connection.run("verify", bundle, timeout_s=1)
