@@ -128,7 +128,9 @@ def profile(
         layers,
     )
     if not 0.9 <= found.covered <= 1.1:
-        void.append(f"the layers add up to {found.covered:.0%} of the steady latency, not to 90-110 %: measure longer, on a quiet machine")
+        mean_us = 1e6 * found.steady_s / max(1, len(layers))
+        text = f"the layers, of {mean_us:.1f} us each on average, add up to {found.covered:.0%} of the steady latency, not to 90-110 %"
+        void.append(f"{text}: measure on a quiet machine; the rest may be the profiler's own time, which a longer run keeps")
     return Profile(**{**vars(found), "void": "; ".join(void)})
 
 
