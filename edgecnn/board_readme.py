@@ -35,20 +35,22 @@ Outputs: logits, one for each line of `labels.txt`.
 
 ## On the board
 
-Python 3.10 or newer. The program for the board is in this folder; run it from here.
+Python 3.10 or newer. The program for the board is in this folder; run it from here, and keep your own files
+outside: `verify` refuses a folder with anything else in it.
 
     {_INSTALL[manifest.runtime]}
     python3 -m edgecnn.device verify .          # is every file as it was made?
 {build}    python3 -m edgecnn.device verify . --run    # does this board compute what was measured?
-    python3 -m edgecnn.device run . photo.jpg   # or a folder, or --watch FOLDER, or --camera 0
+    python3 -m edgecnn.device run . ../photo.jpg    # or a folder, or --watch FOLDER, or --camera 0
     python3 -m edgecnn.device bench .           # how fast is it here?
-    python3 -m edgecnn.device eval . --data evaluation    # the folder `evaluation` of the run, copied here
+    python3 -m edgecnn.device eval . --data ../evaluation    # the folder `evaluation` of the run, copied there
 
-`sha256sum -c SHA256SUMS` checks the files too. In a program of your own:
+`sha256sum -c SHA256SUMS` checks the files too. In a program of your own, which lies elsewhere and is
+started with `PYTHONPATH` naming this folder:
 
     from edgecnn.device.model import Model
 
-    with Model.open(".") as model:
+    with Model.open("path/to/this/folder") as model:
         print(model.predict("photo.jpg"))       # [(label, probability), ...], the best first
 """
 

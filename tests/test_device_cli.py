@@ -146,6 +146,7 @@ REFUSED = {
     "logits into the bundle": (("eval", "bundles/pi", "--logits", "bundles/pi/lo.npy"), 2, "lies in the bundle"),
     "logits over the images": (("eval", "bundles/pi", "--logits", "evaluation/labels.npy"), 2, "among the prepared images"),
     "an archive into a bundle": (("pack", "bundles/pi", "--out", "bundles/nuc/pi.edgecnn"), 2, "lies in the bundle"),
+    "logits on a full disk": (("eval", "bundles/pi", "--logits", "/dev/full"), 5, "No space left"),
     "logits nowhere": (("eval", "bundles/pi", "--logits", "gone/x.npy"), 2, "there is no folder gone"),
     "no threads": (("bench", "bundles/pi", "--threads", "0"), 2, "from 1 to 1024"),
     "threads that would hang the machine": (("bench", "bundles/pi", "--threads", "100000"), 2, "from 1 to 1024"),

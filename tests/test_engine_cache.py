@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import os
 import random
 import stat
 from dataclasses import replace
@@ -185,15 +188,37 @@ def test_timings_are_kept_and_a_damaged_file_of_them_is_not_read(onnx: Path, tmp
     assert [bool(content) for content in seen] == [False, True, False]
 
 
-def test_a_cache_that_may_not_be_written_is_told(onnx: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("number", [errno.EACCES, errno.EROFS, errno.ENOSPC])
+def test_a_cache_that_may_not_be_written_is_told(onnx: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
     """No room for the cache is an error that names the way out, and not a traceback."""
 
     def refuse(*_: object, **__: object) -> None:
-        raise PermissionError(13, "Permission denied")
+        raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(cache, "write_atomically", refuse)
     with pytest.raises(ResourceError, match="XDG_CACHE_HOME"):
         get(onnx)
+
+
+def test_a_file_in_place_of_the_cache_is_told(onnx: Path) -> None:
+    """The cache's folder cannot be made where a file lies."""
+    cache_folder().parent.parent.write_text("a file")
+    with pytest.raises(ResourceError, match="XDG_CACHE_HOME"):
+        get(onnx)
+
+
+def test_an_intact_engine_of_another_key_means_rebuild(onnx: Path) -> None:
+    """One GPU's engine under another's name is not handed out, nor is a file whose digest is right and which says nothing of itself."""
+    get(onnx, gpu="Orin 8.7")
+    (mine,) = engines()
+    get(onnx, gpu="Xavier 7.2")
+    (other,) = set(engines()) - {mine}
+    mine.write_bytes(other.read_bytes())
+    assert not get(onnx, gpu="Orin 8.7").cached
+    assert get(onnx, gpu="Orin 8.7").cached
+    for junk in (b"junk", b"[]\njunk", b"{}\njunk"):
+        mine.write_bytes(hashlib.sha256(junk).hexdigest().encode() + b"\n" + junk)
+        assert not get(onnx, gpu="Orin 8.7").cached
 
 
 def test_a_dla_that_is_not_there_is_refused(onnx: Path) -> None:

@@ -392,8 +392,11 @@ def evaluate(arguments: argparse.Namespace) -> int:
         logits = infer_all(runner, images, manifest.input)
         told = {"provider": runner.provider, "runtime": runner.version}
     if arguments.logits:
-        with arguments.logits.open("wb") as file:  # numpy would add .npy to a bare name
-            np.save(file, logits)
+        try:
+            with arguments.logits.open("wb") as file:  # numpy would add .npy to a bare name
+                np.save(file, logits)
+        except OSError as error:
+            raise ResourceError(f"--logits {arguments.logits}: cannot be written ({error.strerror}). Name another place.") from None
     got = accuracy(logits, images.labels)
     low, high = got.interval
     where = f"{told['runtime']}, {told['provider']}"

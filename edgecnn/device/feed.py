@@ -60,7 +60,7 @@ def _seen(folder: Path) -> dict[str, tuple[int, int]]:
     for entry in images:
         try:
             about = entry.stat()
-        except FileNotFoundError:
+        except OSError:  # gone since, or a link that leads to itself or to nowhere
             continue
         seen[entry.name] = (about.st_size, about.st_mtime_ns)
     return seen

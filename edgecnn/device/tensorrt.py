@@ -115,8 +115,10 @@ def cached_engine(
     path = cache_folder() / f"{_digest(made_from)}.engine"
     kept = _read_kept(path)
     if kept is not None:
-        facts, _, plan = kept.partition(b"\n")
-        return Engine(plan, True, tuple(json.loads(facts)["on_gpu"]))
+        first, _, plan = kept.partition(b"\n")
+        facts = _facts(first)
+        if facts.get("made_from") == list(made_from):  # not another engine's file under this name
+            return Engine(plan, True, tuple(facts["on_gpu"]))
     graph = onnx.read_bytes()
     if hashlib.sha256(graph).hexdigest() != onnx_sha256:
         raise IntegrityError(f"{onnx}: has changed since it was verified. Copy the bundle again from where it was made.")
@@ -225,10 +227,19 @@ def _keep(path: Path, content: bytes) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         write_atomically(path, hashlib.sha256(content).hexdigest().encode() + b"\n" + content, mode=0o600)
-    except PermissionError:
+    except OSError as error:
         raise ResourceError(
-            f"{path.parent}: may not be written, and engines are kept there. Name another place in XDG_CACHE_HOME."
+            f"{path.parent}: cannot be written ({error.strerror}), and engines are kept there. Name another place in XDG_CACHE_HOME."
         ) from None
+
+
+def _facts(line: bytes) -> dict[str, Any]:
+    """What an engine's first line says of it; nothing where it says nothing."""
+    try:
+        facts = json.loads(line)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) and isinstance(facts.get("on_gpu"), list) else {}
 
 
 def _read_kept(path: Path) -> bytes | None:
