@@ -439,15 +439,16 @@ def offered_keys(address: Address) -> list[str]:
     for kind in _KEY_KINDS:
         with tempfile.TemporaryDirectory() as folder:
             shown = Path(folder) / "shown"
-            options = {
-                **{
-                    **SSH_OPTIONS,
-                    "StrictHostKeyChecking": "accept-new",
-                    "UserKnownHostsFile": f'"{shown}"',
-                    "GlobalKnownHostsFile": "none",
-                },
-                **{"HostKeyAlgorithms": kind, "HashKnownHosts": "no", "CheckHostIP": "no", "ControlPath": "none"},
-                **{"PubkeyAuthentication": "no", "PreferredAuthentications": "none"},
+            options = SSH_OPTIONS | {
+                "StrictHostKeyChecking": "accept-new",
+                "UserKnownHostsFile": f'"{shown}"',
+                "GlobalKnownHostsFile": "none",
+                "HostKeyAlgorithms": kind,
+                "HashKnownHosts": "no",
+                "CheckHostIP": "no",
+                "ControlPath": "none",
+                "PubkeyAuthentication": "no",
+                "PreferredAuthentications": "none",
             }
             words = _ssh(address, options, "exit")
             done = subprocess.run(

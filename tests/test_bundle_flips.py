@@ -80,7 +80,9 @@ def test_added_renamed_and_swapped_files_are_found(bundle: Path, capsys: pytest.
         folder = draw.choice([copy, copy / "edgecnn", copy / "edgecnn/device"])
         added = folder / draw.choice([f"x{i}", ".hidden", "model.bin.bak", "numpy.py", "usercustomize.py", "__init__.py"])
         added.write_bytes(draw.randbytes(draw.randrange(3)))
-        assert added.name in refused(copy, capsys)
+        told = refused(copy, capsys)
+        assert added.name in told
+        assert "Keep files of your own outside" in told
         added.unlink()
         one, other = draw.sample(paths(copy), 2)
         one.rename(one.with_name("renamed"))

@@ -294,7 +294,7 @@ def test_what_is_no_model_says_what_to_give(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_several_numbers_of_threads(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
-    """--profile measures each number of threads, and prints one JSON object; --distance goes the same way."""
+    """--profile measures each number of threads, and prints one JSON object."""
     code, out, err = edgecnn(capsys, bundles["pi"], "--profile", "--threads", "1,2", "--min-time", 0.05, "--json")
     assert (code, err) == (0, "")
     assert [(each["file"], each["threads"]) for each in json.loads(out)["profiles"]] == [("pi, 1 thread", 1), ("pi, 2 threads", 2)]

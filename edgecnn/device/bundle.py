@@ -121,9 +121,8 @@ def verify_bundle(folder: Path) -> Manifest:
             faults.append(f"{name} is a TensorRT engine, native code that is only ever built where it runs")
     if faults:
         told = ", ".join(faults[:10]) + (f" and {len(faults) - 10} more" if len(faults) > 10 else "")
-        extra = all(fault.endswith("does not belong to it") for fault in faults)
-        advice = "Move what is yours out of it, or copy it" if extra else "Copy it"
-        raise IntegrityError(f"{folder}: not the bundle that was made: {told}. {advice} again from where it was made.")
+        advice = "Keep files of your own outside, and copy it again from where it was made."
+        raise IntegrityError(f"{folder}: not the bundle that was made: {told}. {advice}")
     manifest = read_manifest(folder / MANIFEST)
     for name, digest in manifest.digests.items():
         if sums.get(name) != digest:
