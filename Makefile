@@ -26,7 +26,7 @@ test-slow: $(VENV)/ready
 	$(BIN)/pytest -m slow
 
 # Pickles that run code, bombs, mutants, kills, full disks, hostile boards: SECURITY.md says what for. The short form is part of `unit`.
-FAULTS_TESTS := $(addprefix tests/test_,faults.py mutants.py store_points.py sabotage.py untrusted.py commands.py network.py loaders.py properties.py sanity.py calibration_doubts.py store.py)
+FAULTS_TESTS := $(addprefix tests/test_,faults.py mutants.py store_points.py sabotage.py untrusted.py commands.py network.py fuzz.py loaders.py properties.py sanity.py calibration_doubts.py store.py)
 faults: $(VENV)/ready  ## faults in earnest; by its parts, timed one by one beside other work, most of an hour on two cores
 	FAULTS=minutes $(BIN)/pytest -n 2 --dist worksteal $(FAULTS_TESTS)
 

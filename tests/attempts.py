@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from contextlib import nullcontext
+from functools import cache
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -125,25 +126,37 @@ def attempt(recipe: Path, out: Path, job: dict[str, Any]) -> NoReturn:
     os._exit(code)
 
 
+def warm() -> None:
+    """What every attempt would do anew and no file comes from: the imports, torch's table of ONNX operators, the page's template.
+
+    It is most of the time of so small a run. What draws the charts is left to the attempts: it has threads, which no fork survives.
+    """
+    import timm.scheduler  # noqa: F401
+    import tiny
+    import torch
+    import torchvision  # noqa: F401
+    from torch.onnx._internal.exporter import _registration
+
+    import edgecnn.pipeline  # noqa: F401
+    from edgecnn.report.page import _template
+    from edgecnn.targets.onnx import export_onnx
+
+    torch.set_num_threads(1)
+    registry = _registration.ONNXRegistry
+    registry.from_torchlib = staticmethod(cache(registry.from_torchlib))  # type: ignore[assignment]
+    with tempfile.TemporaryDirectory() as folder:
+        export_onnx(tiny.trained(), Path(folder) / "model.onnx")
+    _template("page.html.j2")
+
+
 def main() -> None:
     recipe, out = Path(sys.argv[1]), Path(sys.argv[2])
     sys.path.insert(0, str(Path(__file__).parent))
     os.chdir(Path(__file__).parent)
     tempfile.tempdir = str(out.parent / "tmp")
-    import onnx
-    import onnxruntime  # noqa: F401
-    import onnxslim  # noqa: F401
-    import timm.scheduler  # noqa: F401
-    import tiny  # noqa: F401
-    import torch
-    import torch.onnx
-    import torchvision  # noqa: F401
     from traced import attached
 
-    import edgecnn.pipeline
-
-    torch.set_num_threads(1)
-    assert onnx, edgecnn
+    warm()
     ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: what an attempt leaves behind comes to us, to be counted
     for line in sys.stdin:
         job = json.loads(line)

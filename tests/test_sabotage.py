@@ -6,14 +6,16 @@ not found. Rows follow the promises of SECURITY.md.
 
 from __future__ import annotations
 
-import os
+import json
 import re
 import shutil
-import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import PIPE
 
 import pytest
 
@@ -321,32 +323,64 @@ SWITCHES = (
 )
 
 
+class Copy:
+    """A copy of the tree, in which one control at a time is off, and the process that runs tests in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        for name in ("edgecnn", "tests", "recipes"):
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        for name in ("pyproject.toml", "README.md"):
+            shutil.copy2(ROOT / name, folder)
+        self.process = subprocess.Popen([sys.executable, ROOT / "tests" / "rows.py"], stdin=PIPE, stdout=PIPE, text=True, cwd=folder)
+
+    @contextmanager
+    def off(self, switch: Switch) -> Iterator[None]:
+        """The control is off meanwhile. Byte code is of a file of that size and second: the good file keeps its own, the other's goes."""
+        source, good = self.folder / "edgecnn" / switch.file, ROOT / "edgecnn" / switch.file
+        text = good.read_text()
+        assert text.count(switch.on) == 1, f"{switch.on!r} is {text.count(switch.on)} times in {switch.file}: mend this row"
+        source.write_text(text.replace(switch.on, switch.off))
+        try:
+            yield
+        finally:
+            shutil.copy2(good, source)
+            for stale in source.parent.glob(f"__pycache__/{source.stem}.*"):
+                stale.unlink()
+
+    def run(self, switch: Switch) -> tuple[int | None, str]:
+        """Exit code of the switch's test, None where it hangs, and what pytest printed."""
+        node, _, part = switch.test.partition(" ")
+        file, _, test = node.partition("::")
+        chosen = " and ".join(word for word in (test, part) if word)
+        words = ["-n0", "-x", "-p", "no:cacheprovider", f"--basetemp={self.folder}/t", f"tests/test_{file}"]
+        words += ["-k", chosen] if chosen else []
+        job = {"folder": str(self.folder), "arguments": words, "level": switch.level, "most_s": MOST_S}
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(job) + "\n")
+        self.process.stdin.flush()
+        answer = json.loads(self.process.stdout.readline())
+        return answer["code"], answer["said"]
+
+
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Copy]:
+    made = Copy(tmp_path_factory.mktemp("copy"))
+    yield made
+    made.process.communicate()
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("switch", SWITCHES, ids=lambda switch: switch.control.replace(" ", "-"))
-def test_it_is_noticed(switch: Switch, tmp_path: Path) -> None:
+def test_it_is_noticed(switch: Switch, copy: Copy) -> None:
     """With the control off, its test fails: an assertion in it, not the building of what it needs."""
-    for name in ("edgecnn", "tests", "recipes"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("__pycache__"))
-    for name in ("pyproject.toml", "README.md"):
-        shutil.copy(ROOT / name, tmp_path)
-    source = tmp_path / "edgecnn" / switch.file
-    text = source.read_text()
-    assert text.count(switch.on) == 1, f"{switch.on!r} is {text.count(switch.on)} times in {switch.file}: mend this row"
-    source.write_text(text.replace(switch.on, switch.off))
-    node, _, part = switch.test.partition(" ")
-    command = [sys.executable, "-m", "pytest", "-n0", "-x", "-p", "no:cacheprovider", f"--basetemp={tmp_path}/t"]
-    file, _, test = node.partition("::")
-    chosen = " and ".join(word for word in (test, part) if word)
-    command += [f"tests/test_{file}", *(["-k", chosen] if chosen else [])]
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "PYTHONDONTWRITEBYTECODE": "1", "FAULTS": switch.level}
-    with subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True, start_new_session=True) as process:
-        try:
-            said, _ = process.communicate(timeout=MOST_S)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            pytest.fail(f"{switch.control} is off, and its test hangs: it must fail, by a limit of its own")
+    with copy.off(switch):
+        code, said = copy.run(switch)
+    if code is None:
+        pytest.fail(f"{switch.control} is off, and its test hangs: it must fail, by a limit of its own")
     if " skipped" in said and not re.search(r"\d+ (passed|failed|error)", said):
         pytest.skip(said.strip().splitlines()[-1])
-    assert process.returncode == 1, f"{switch.control} is off, and nobody notices:\n{said[-1500:]}"
+    assert code == 1, f"{switch.control} is off, and nobody notices:\n{said[-1500:]}"
     assert re.search(r"\d+ failed", said), said[-3000:]
     print(f"\n{switch.control}: {re.findall(r'^FAILED.*', said, re.M)[0][:300]}")

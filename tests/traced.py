@@ -65,7 +65,8 @@ def can_trace() -> bool:
 @contextmanager
 def attached(pid: int, log: Path, *options: str) -> Iterator[None]:
     """Strace on a process that waits meanwhile, and on the children that it will have, until it has ended."""
-    command = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(CALLS)}", *options, "-p", str(pid)]
+    names = re.findall(r"inject=(\w+):", " ".join(options)) or CALLS  # what strikes needs no log of the others
+    command = ["strace", "-f", "-y", "-s", "0", "-o", str(log), "-e", f"trace={','.join(names)}", *options, "-p", str(pid)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as tracer:
         assert tracer.stderr is not None
         told = tracer.stderr.readline()

@@ -8,16 +8,20 @@ reorder or hide text are written out.
 from __future__ import annotations
 
 import base64
+import functools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from edgecnn.device.files import write_atomically
 from edgecnn.errors import IntegrityError, UsageError
 from edgecnn.report import charts, layers, tradeoff, trust
 from edgecnn.report.tradeoff import is_number
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 SCHEMA = 1
 PICTURE_BYTES = 64 << 10
@@ -72,6 +76,25 @@ def read_result(path: Path) -> dict[str, Any]:
 
 def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: "") -> str:
     """The page of a cleaned result; `picture` gives what to show for a picture's name, or ""."""
+    targets = result.get("targets", [])
+    return _template("page.html.j2").render(
+        run=result,
+        tradeoff=tradeoff.section(result),
+        classes=worst_classes(result),
+        trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
+        layers=[shown for i, t in enumerate(targets) if (shown := layers.section(t, i))],
+        doubts=doubts(result),
+        circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
+    )
+
+
+def render_tables(title: str, tables: Sequence[tuple[str, tuple[str, ...], list[tuple[str, ...]]]], remarks: Sequence[str]) -> str:
+    """A page of plain tables (title, head, rows of text), such as `edgecnn compare` shows, in the style of the report."""
+    return _template("tables.html.j2").render(title=title, tables=tables, remarks=remarks)
+
+
+@functools.cache
+def _template(name: str) -> Template:
     from jinja2 import ChainableUndefined, Environment, FileSystemLoader
 
     page = Environment(
@@ -96,24 +119,7 @@ def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: 
         "cosine": _shown(lambda v: f"{v:.6f}"),
     }
     page.globals |= {"key": charts.key, "promised": promised}
-    targets = result.get("targets", [])
-    return page.get_template("page.html.j2").render(
-        run=result,
-        tradeoff=tradeoff.section(result),
-        classes=worst_classes(result),
-        trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
-        layers=[shown for i, t in enumerate(targets) if (shown := layers.section(t, i))],
-        doubts=doubts(result),
-        circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
-    )
-
-
-def render_tables(title: str, tables: Sequence[tuple[str, tuple[str, ...], list[tuple[str, ...]]]], remarks: Sequence[str]) -> str:
-    """A page of plain tables (title, head, rows of text), such as `edgecnn compare` shows, in the style of the report."""
-    from jinja2 import Environment, FileSystemLoader
-
-    page = Environment(loader=FileSystemLoader(Path(__file__).parent), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    return page.get_template("tables.html.j2").render(title=title, tables=tables, remarks=remarks)
+    return page.get_template(name)
 
 
 def worst_classes(result: Mapping[str, Any]) -> list[dict[str, Any]]:
