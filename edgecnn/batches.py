@@ -6,7 +6,6 @@ and neither the number of loading processes nor that of training ones changes a 
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
+from edgecnn.cores import cores
 from edgecnn.data import ImageSet
 from edgecnn.device.preprocess import to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
@@ -45,7 +45,7 @@ def kept_in_memory(images: ImageSet, channels: int) -> ImageSet | None:
         return None
     kept: list[npt.NDArray[np.uint8]] = []
     total, block = 0, 1024
-    with ThreadPoolExecutor(_cores()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for start in range(0, len(images), block):
             for pixels in pool.map(decode, range(start, min(start + block, len(images)))):
                 kept.append(pixels)
@@ -92,7 +92,7 @@ def batches(
 
 def loading_processes(images: ImageSet, kept: bool, on_cpu: bool) -> int:
     """How many: none where the images are in memory and training itself wants every core."""
-    return 0 if len(images) < MANY_IMAGES or (kept and on_cpu) else min(4, _cores())
+    return 0 if len(images) < MANY_IMAGES or (kept and on_cpu) else min(4, cores())
 
 
 def _rows(batch: int, rank: int, ranks: int) -> npt.NDArray[np.int64]:
@@ -180,7 +180,3 @@ def _image(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 def _pixels(image: Image.Image, spec: InputSpec) -> npt.NDArray[np.uint8]:
     return np.asarray(image, np.uint8).reshape(spec.height, spec.width, spec.channels)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

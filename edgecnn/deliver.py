@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,7 @@ from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
 from edgecnn.remote import on
 from edgecnn.sensitivity import Weighed, seconds_of, weigh
+from edgecnn.stages.base import TorchModel
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
@@ -49,15 +50,7 @@ DRAWS = 3
 def source_of(run: Run, model: Float) -> Source:
     """The exported graph of the finished model, and what its quantization needs; each made when first asked for."""
     calibration, _ = images(run, "calibration", model.input)
-
-    def onnx(*, half: bool) -> Path:
-        def make(work: Path) -> None:
-            run.screen.say(f"export to ONNX{', fp16' if half else ''}")
-            export_onnx(model.load(), work / "model.onnx", half=half)
-
-        return run.store.once("onnx", {"model": model.key, "half": half}, make).folder / "model.onnx"
-
-    graph = onnx(half=False)
+    graph = exported(run, model.key, model.load)
 
     @functools.cache
     def histograms() -> Mapping[str, Histogram]:
@@ -68,7 +61,18 @@ def source_of(run: Run, model: Float) -> Source:
         entry = run.store.once("ranges", {"model": model.key, "images": calibration.sha256}, make)
         return read_histograms(entry.folder / "histograms.npz")
 
-    return Source(graph, functools.partial(onnx, half=True), model.input, model.labels, calibration, histograms, run.recipe.seed)
+    half = functools.partial(exported, run, model.key, model.load, half=True)
+    return Source(graph, half, model.input, model.labels, calibration, histograms, run.recipe.seed)
+
+
+def exported(run: Run, key: str, load: Callable[[], TorchModel], *, half: bool = False) -> Path:
+    """The ONNX graph of the model that the step `key` made."""
+
+    def make(work: Path) -> None:
+        run.screen.say(f"export to ONNX{', fp16' if half else ''}")
+        export_onnx(load(), work / "model.onnx", half=half)
+
+    return run.store.once("onnx", {"model": key, "half": half}, make).folder / "model.onnx"
 
 
 def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline: Float, trained: Float | None = None) -> dict[str, Any]:

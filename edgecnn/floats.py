@@ -69,7 +69,7 @@ class Float:
 
 def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
     """The model as loaded and after each stage, and the stages as result.json lists them."""
-    entry = _once(run, "model", first_inputs(run), lambda work: _save(first_model(run), work))
+    entry = _once(run, "model", first_inputs(run), functools.partial(_first, run))
     models = [_measured(run, entry)]
     rows = [] if rank() else [_row(run, "load", models[0], entry)]
     unpruned: Callable[[], TorchModel] | None = None
@@ -174,10 +174,16 @@ def first_inputs(run: Run) -> dict[str, Any]:
     return {**model_digest(run.recipe.model), "outputs": run.data.outputs, "names": names, "seed": run.recipe.seed}
 
 
-def first_model(run: Run) -> TorchModel:
-    """The model as the recipe names it, new weights drawn from the recipe's seed."""
+def first_model(run: Run) -> tuple[str, Callable[[], TorchModel]]:
+    """The model as the recipe names it, new weights drawn from the recipe's seed: the key of the stored step, and its torch model."""
+    entry = run.store.once("model", first_inputs(run), functools.partial(_first, run))
+    return entry.key, _loader(entry)
+
+
+def _first(run: Run, work: Path) -> dict[str, Any]:
     seed_all(run.recipe.seed)
-    return load_model(run.recipe.model, run.data.outputs, run.data.names, trains=any(s.trains for s in run.recipe.stages))
+    trains = any(stage.trains for stage in run.recipe.stages)
+    return _save(load_model(run.recipe.model, run.data.outputs, run.data.names, trains=trains), work)
 
 
 def images(run: Run, split: str, spec: InputSpec) -> tuple[Packed, Path]:
@@ -214,10 +220,8 @@ def _save(model: TorchModel, work: Path) -> dict[str, Any]:
     }
 
 
-def _measured(run: Run, entry: Entry) -> Float:
-    """Evaluate the torch model of a finished step on the choice and the evaluation images."""
-    spec = InputSpec.from_json(entry.facts["input"])
-    labels = tuple(entry.facts["labels"])
+def _loader(entry: Entry) -> Callable[[], TorchModel]:
+    """Loads the torch model of a finished step, once."""
 
     @functools.cache
     def load() -> TorchModel:
@@ -225,8 +229,14 @@ def _measured(run: Run, entry: Entry) -> Float:
 
         module = build(entry.facts["origin"])
         module.load_state_dict(load_file(entry.folder / "weights.safetensors"))
-        return TorchModel(module.eval(), spec, labels, entry.facts["origin"])
+        return TorchModel(module.eval(), InputSpec.from_json(entry.facts["input"]), tuple(entry.facts["labels"]), entry.facts["origin"])
 
+    return load
+
+
+def _measured(run: Run, entry: Entry) -> Float:
+    """Evaluate the torch model of a finished step on the choice and the evaluation images."""
+    spec, labels, load = InputSpec.from_json(entry.facts["input"]), tuple(entry.facts["labels"]), _loader(entry)
     if rank():  # takes part in training only
         return Float(entry.key, load, spec, labels, entry.facts, np.empty((0, 0)), np.empty((0, 0)))
     sets = {name: images(run, name, spec)[0] for name in ("choice", "evaluation")}

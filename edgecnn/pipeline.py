@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import tempfile
@@ -18,7 +19,7 @@ from edgecnn import __version__, choose, floats, room
 from edgecnn.calibration_doubts import calibration_doubts
 from edgecnn.controls import controls
 from edgecnn.data import Data, load_data, pack
-from edgecnn.deliver import deliver, source_of
+from edgecnn.deliver import deliver, exported, source_of
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.machine import circumstances
 from edgecnn.device.spec import SCHEMA, InputSpec
@@ -46,10 +47,10 @@ from edgecnn.stages.base import TorchModel
 from edgecnn.store import LIBRARIES, Store, open_store
 from edgecnn.targets.base import Source, installed
 from edgecnn.targets.calibration import collect
-from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.sensitivity import logits as file_logits
 from edgecnn.trust import warnings
 
+FEW = 4  # images on which it is tried whether every target can be built
 LOOKED_AT = 384  # images on which mistakes are looked for
 SPLITS = ("train", "calibration", "choice", "evaluation")
 
@@ -167,23 +168,17 @@ def preflight(run: Run) -> list[str]:
 
     def check(work: Path) -> dict[str, Any]:
         run.screen.say("preflight: the untrained model through every target, with a few images")
-        model = first_model(run)
-        some = run.data.calibration.subset(range(min(8, len(run.data.calibration))))
+        key, load = first_model(run)
+        model, graph = load(), exported(run, key, load)
+        some = run.data.calibration.subset(range(min(FEW, len(run.data.calibration))))
         few = pack(some, model.input, work / "few")
-
-        def onnx(*, half: bool) -> Path:
-            path = work / ("half.onnx" if half else "model.onnx")
-            export_onnx(model, path, half=half)
-            return path
-
-        graph = onnx(half=False)
-        source = Source(
-            graph, lambda: onnx(half=True), model.input, model.labels, few, lambda: collect(graph, few, model.input), run.recipe.seed
-        )
+        half = functools.partial(exported, run, key, load, half=True)
+        source = Source(graph, half, model.input, model.labels, few, lambda: collect(graph, few, model.input), run.recipe.seed)
         for target in run.recipe.targets:
             candidate = next(c for c in target.candidates() if target.may_ship(c))
-            if "calibrations" in candidate.how:  # whether it builds does not depend on the ranges
-                candidate = replace(candidate, how={**candidate.how, "calibrations": candidate.how["calibrations"][:1]})
+            if "calibrations" in candidate.how:  # whether it builds does not depend on the ranges and biases
+                quick = {"calibrations": candidate.how["calibrations"][:1], "correct_bias": False}
+                candidate = replace(candidate, how={**candidate.how, **quick})
             artifact = target.build(candidate, source, work / target.name)
             given = artifact.manifest.input
             folder = few if given.geometry == model.input.geometry else pack(some, given, work / f"few-{given.image_size}")

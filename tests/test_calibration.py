@@ -14,7 +14,9 @@ from tiny import SPEC, pack, source
 
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.errors import DataError
-from edgecnn.targets.calibration import METHODS, PERCENTILE, Histogram, collect, ranges, read_histograms, write_histograms
+from edgecnn.targets.calibration import ACTIVATIONS, METHODS, PERCENTILE, Histogram, collect, ranges, read_histograms, write_histograms
+from edgecnn.targets.fit import fit_qdq
+from edgecnn.targets.onnxruntime import Onnxruntime
 
 
 def histogram(values: np.ndarray) -> Histogram:
@@ -106,6 +108,28 @@ def test_what_is_collected_is_what_the_network_computes(tiny_folder: Path) -> No
         assert np.abs(np.cumsum(h.counts) - np.cumsum(expected)).max() <= 0.01 * values.size
     total = [h.counts.sum() for h in found.values() if h.high > h.low]
     assert all(n % len(images) == 0 for n in total), "every image counts once in each tensor"
+
+
+def test_the_number_of_cores_changes_nothing(tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One core and four collect the same histograms, to the bit, and correct biases to the same bytes."""
+    made = {}
+    for n in (1, 4):
+        monkeypatch.setattr("edgecnn.cores.cores", lambda n=n: n)
+        start, path = source(tiny_folder), tmp_path / f"{n}.onnx"
+        fit_qdq(start, path, Onnxruntime(name="pi", runtime="onnxruntime").form(), methods=["minmax", "mse"], correct=True)
+        ends = {name: (h.low, h.high, h.mean_low, h.mean_high, h.counts.tolist()) for name, h in start.histograms().items()}
+        made[n] = ends, path.read_bytes()
+    assert made[1] == made[4]
+
+
+def test_what_a_relu_alone_reads_is_not_counted(tiny_folder: Path) -> None:
+    """In the tiny network the outputs of convolutions before a ReLU have ends and no counts, every other tensor that varies has all."""
+    graph = onnx.load(str(tiny_folder / "model.onnx")).graph
+    relus = {node.input[0] for node in graph.node if node.op_type in ACTIVATIONS}
+    assert relus
+    for name, h in source(tiny_folder).histograms().items():
+        assert (h.counts.sum() > 0) == (name not in relus and h.high > h.low), name
+        assert name not in relus or h.high > 0
 
 
 def test_ranges_are_chosen_for_every_tensor(tiny_folder: Path) -> None:

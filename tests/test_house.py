@@ -14,7 +14,7 @@ PACKAGE = ROOT / "edgecnn"
 ORDER = [
     ["errors", "config", "__init__"],
     ["device"],
-    ["screen", "remote"],
+    ["screen", "remote", "cores"],
     [
         "targets.calibration",
         "targets.additions",

@@ -16,12 +16,11 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
-from edgecnn.targets.calibration import Range
+from edgecnn.targets.calibration import ACTIVATIONS, Range
 
 STEPS = 1023
 # Their output has the scale of their input in onnxruntime's QDQ graphs.
 _SAME_SCALE = {"MaxPool", "Reshape", "Transpose", "Flatten", "Squeeze", "Unsqueeze"}
-_MELTS = {"Relu", "Clip"}  # the addition's output is then theirs
 
 
 def settle_additions(model: Path, ranges: Mapping[str, Range]) -> dict[str, Range]:
@@ -51,7 +50,7 @@ def settle_additions(model: Path, ranges: Mapping[str, Range]) -> dict[str, Rang
             continue
         a, b = (scaled_as.get(name, name) for name in node.input)
         after = takers.get(node.output[0], [])
-        c = after[0].output[0] if len(after) == 1 and after[0].op_type in _MELTS else node.output[0]
+        c = after[0].output[0] if len(after) == 1 and after[0].op_type in ACTIVATIONS else node.output[0]
         if b in settled:
             a, b = b, a
         if a == b or b in settled or not all(_width(wide.get(name)) for name in (a, b, c)):

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgecnn.cores import each
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
@@ -103,7 +104,8 @@ class _Walk:
         part.graph.input.extend(info(name) for name in inputs)
         part.graph.output.extend(info(name) for name in outputs)
         session = _session(part)
-        return [session.run(list(outputs), {name: self.values[name][i] for name in inputs}) for i in range(len(self.values[inputs[0]]))]
+        values = self.values
+        return each(lambda i: session.run(list(outputs), {name: values[name][i] for name in inputs}), len(values[inputs[0]]))
 
 
 def channel_means(graph: onnx.ModelProto, tensors: Sequence[str], x: np.ndarray) -> list[np.ndarray]:
@@ -124,11 +126,9 @@ def channel_means(graph: onnx.ModelProto, tensors: Sequence[str], x: np.ndarray)
     part.graph.node.extend(reversed(kept))
     part.graph.output.extend(onnx.helper.make_tensor_value_info(t, onnx.TensorProto.FLOAT, None) for t in tensors)
     session = _session(part)
-    means: list[list[np.ndarray]] = [[] for _ in tensors]
-    for i in range(len(x)):
-        for kept_means, value in zip(means, session.run(list(tensors), {session.get_inputs()[0].name: x[i : i + 1]}), strict=True):
-            kept_means.append(_means(value))
-    return [np.array(each) for each in means]
+    given = session.get_inputs()[0].name
+    found = each(lambda i: [_means(value) for value in session.run(list(tensors), {given: x[i : i + 1]})], len(x))
+    return [np.array(of_tensor) for of_tensor in zip(*found, strict=True)]
 
 
 def _means(value: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """Activation ranges of an ONNX graph from calibration images, by several methods, in two passes and bounded memory.
 
 The first pass finds each tensor's minimum and maximum, the second fills a histogram between them; one image's activations
-are in memory at a time, however many images there are. Ranges always include zero, which padding and ReLU need exactly.
+a core are in memory at a time, however many images there are. Ranges always include zero, which padding and ReLU need exactly.
 
     minmax      everything seen
     mean        the mean over the images of each one's minimum and maximum
@@ -11,7 +11,8 @@ are in memory at a time, however many images there are. Ranges always include ze
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from edgecnn.cores import each
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec
@@ -27,6 +29,8 @@ from edgecnn.errors import DataError
 if TYPE_CHECKING:
     import onnx
 
+# Part of the operator in front of them in every int8 graph: they only narrow its range, which then begins at zero.
+ACTIVATIONS = ("Clip", "Relu")
 BINS = 2048
 PERCENTILE = 1e-4
 Range = tuple[float, float]
@@ -34,7 +38,8 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Histogram:
-    """Counts of a tensor's values in equal bins from `low` to `high`; `mean_low` and `mean_high` are the mean ends of one image."""
+    """Counts of a tensor's values in equal bins from `low` to `high`, all 0 where none were taken; `mean_low` and `mean_high` are the mean
+    ends of one image."""
 
     low: float
     high: float
@@ -52,36 +57,47 @@ class Histogram:
 def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram]:
     """Histogram of every float activation of `model` over the calibration images.
 
+    What a ReLU alone reads, half of the numbers in a network, has ends and no counts: in every int8 graph it is rounded behind the ReLU.
+
     Raises:
         DataError: there are no images, or an activation is not finite.
     """
     if not len(images.labels):
         raise DataError("there are no calibration images. Give the data more images, or a larger share for calibration.")
-    ends: dict[str, list[tuple[float, float]]] = {}
-    run = _all_activations(model)
-    for image, values in zip(images.ids, _over(run, images, spec), strict=True):
-        for name, value in values.items():
-            low, high = float(value.min()), float(value.max())
-            if not np.isfinite([low, high]).all():  # asked here, because Python's min and max forget a NaN
-                raise DataError(
-                    f"activation {name!r} is not finite on calibration image {image}. "
-                    "Check the model's weights and the input's mean and std."
-                )
-            ends.setdefault(name, []).append((min(low, 0.0), max(high, 0.0)))
-    lows = {name: min(low for low, _ in seen) for name, seen in ends.items()}
-    highs = {name: max(high for _, high in seen) for name, seen in ends.items()}
+    run, rounded = _all_activations(model)
+    seen = each(lambda i: _ends(run(normalise(images.images[i : i + 1], spec)), images.ids[i]), len(images))
+    ends = {name: np.array([of_image[name] for of_image in seen]) for name in seen[0]}
+    lows = {name: float(pairs[:, 0].min()) for name, pairs in ends.items()}
+    highs = {name: float(pairs[:, 1].max()) for name, pairs in ends.items()}
     counts = {name: np.zeros(BINS + 1, np.int64) for name in lows}
-    for values in _over(run, images, spec):
-        for name, value in values.items():
-            width = highs[name] - lows[name]
-            if width > 0:
-                bins = ((value.ravel() - np.float32(lows[name])) * np.float32(BINS / width)).astype(np.intp)
-                counts[name] += np.bincount(bins, minlength=BINS + 1)  # the highest value itself comes behind the last bin
-    for each in counts.values():
-        each[BINS - 1] += each[BINS]
-    counts = {name: each[:BINS] for name, each in counts.items()}
-    means = {name: np.mean(seen, axis=0) for name, seen in ends.items()}
-    return {name: Histogram(lows[name], highs[name], float(means[name][0]), float(means[name][1]), counts[name]) for name in lows}
+    spread = [name for name in rounded if highs[name] > lows[name]]
+    adding = threading.Lock()
+
+    def count(i: int) -> None:
+        values = run(normalise(images.images[i : i + 1], spec), spread)
+        for name in spread:
+            scale = np.float32(BINS / (highs[name] - lows[name]))
+            bins = ((values[name].ravel() - np.float32(lows[name])) * scale).astype(np.intp)
+            found = np.bincount(bins, minlength=BINS + 1)  # the highest value itself comes behind the last bin
+            with adding:
+                counts[name] += found
+
+    each(count, len(images))
+    for bins in counts.values():
+        bins[BINS - 1] += bins[BINS]
+    means = {name: pairs.mean(axis=0) for name, pairs in ends.items()}
+    return {name: Histogram(lows[name], highs[name], float(means[name][0]), float(means[name][1]), counts[name][:BINS]) for name in lows}
+
+
+def _ends(values: Mapping[str, np.ndarray], image: str) -> dict[str, tuple[float, float]]:
+    """Lowest and highest of each activation, with zero between them."""
+    ends = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
+    for name, pair in ends.items():
+        if not np.isfinite(pair).all():
+            raise DataError(
+                f"activation {name!r} is not finite on calibration image {image}. Check the model's weights and the input's mean and std."
+            )
+    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in ends.items()}
 
 
 def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
@@ -158,8 +174,9 @@ def _symmetric(r: Range) -> Range:
     return -most, most
 
 
-def _all_activations(model: Path) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A function from a batch to every float activation by name, the input first and then in the order of the graph."""
+def _all_activations(model: Path) -> tuple[Callable[..., dict[str, np.ndarray]], list[str]]:
+    """A function from a batch to its float activations by name, or to those of them that are named, the input first and then in the order
+    of the graph; and the names of those that a QDQ graph may round."""
     import onnx
     import onnxruntime as ort
 
@@ -172,12 +189,15 @@ def _all_activations(model: Path) -> Callable[[np.ndarray], dict[str, np.ndarray
     options.log_severity_level = 3
     # Fused nodes would hide the tensors between them.
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(x: np.ndarray) -> dict[str, np.ndarray]:
-        return {given: x, **dict(zip(names, session.run(names, {given: x}), strict=True))}
+    def run(x: np.ndarray, wanted: Sequence[str] = names) -> dict[str, np.ndarray]:
+        made = [name for name in wanted if name != given]
+        return {given: x, **dict(zip(made, session.run(made, {given: x}), strict=True))}
 
-    return run
+    read = {name for node in graph.graph.node if node.op_type not in ACTIVATIONS for name in node.input} | kept
+    return run, [name for name in (given, *names) if name in read]
 
 
 def _float_activations(graph: onnx.ModelProto) -> list[str]:
@@ -185,8 +205,3 @@ def _float_activations(graph: onnx.ModelProto) -> list[str]:
 
     types = {v.name: v.type.tensor_type.elem_type for v in [*graph.graph.value_info, *graph.graph.output]}
     return [name for node in graph.graph.node for name in node.output if types.get(name) == onnx.TensorProto.FLOAT]
-
-
-def _over(run: Callable[[np.ndarray], dict[str, np.ndarray]], images: Packed, spec: InputSpec) -> Iterator[dict[str, np.ndarray]]:
-    for i in range(len(images.labels)):
-        yield run(normalise(images.images[i : i + 1], spec))

@@ -52,24 +52,30 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
 
 
 def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct: bool, exclude: Collection[str]) -> list[str]:
-    wanted = logits(source.onnx, source.calibration, source.input, IMAGES)
+    def outputs(graph: Path) -> np.ndarray:
+        return logits(graph, source.calibration, source.input, IMAGES)
+
+    wanted = outputs(source.onnx)
     with tempfile.TemporaryDirectory() as work:
-        errors, files = {}, {}
+        files, found, errors = {}, {}, {}
         for method in methods:
             files[method] = Path(work) / f"{method}.onnx"
             write_qdq(source.onnx, files[method], ranges(source.histograms(), method, symmetric=form.symmetric), form, exclude)
-            errors[method] = divergence(wanted, logits(files[method], source.calibration, source.input, IMAGES))
+            found[method] = outputs(files[method])
+            errors[method] = divergence(wanted, found[method])
         best = min(errors, key=errors.__getitem__)
         told = ", ".join(f"{method} {error:.2g}" for method, error in errors.items())
         note = f"ranges by {best}; divergence from the float outputs on {len(wanted)} calibration images: {told}"
         shutil.copy(files[best], path)
         if correct:
             correct_bias(source.onnx, files[best], source.calibration, source.input)
-            after = divergence(wanted, logits(files[best], source.calibration, source.input, IMAGES))
+            corrected = outputs(files[best])
+            after = divergence(wanted, corrected)
             note += f", {after:.2g} with corrected biases{'' if after < errors[best] else ', which was therefore left out'}"
             if after < errors[best]:
                 shutil.copy(files[best], path)
-    fallen = _collapse(source, path, wanted)
+                found[best] = corrected
+    fallen = _collapse(source, path, wanted, found[best])
     if fallen and form.weights == "per-tensor":
         better = replace(form, weights="per-channel")
         again = fit_qdq(source, path, better, methods=methods, correct=correct, exclude=exclude)
@@ -77,9 +83,9 @@ def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct
     return [note, *fallen]
 
 
-def _collapse(source: Source, path: Path, wanted: np.ndarray) -> list[str]:
+def _collapse(source: Source, path: Path, wanted: np.ndarray, found: np.ndarray) -> list[str]:
     """Where the file gives other classes than the float model too often: that, and the layers where the error is largest."""
-    agreement = (wanted.argmax(1) == logits(path, source.calibration, source.input, IMAGES).argmax(1)).mean()
+    agreement = (wanted.argmax(1) == found.argmax(1)).mean()
     if agreement >= COLLAPSE:
         return []
     worst = worst_layers(source.onnx, path, source.calibration, source.input)[:3]

@@ -22,7 +22,7 @@ import numpy as np
 from edgecnn.device.machine import instruction_sets
 from edgecnn.errors import ModelError
 from edgecnn.targets.additions import settle_additions
-from edgecnn.targets.calibration import Range
+from edgecnn.targets.calibration import ACTIVATIONS, Range
 
 if TYPE_CHECKING:
     import onnx
@@ -45,8 +45,6 @@ KERNELS = (
     "Transpose",
 )
 WEIGHTED = ("Conv", "Gemm", "MatMul")
-# Part of the integer operator in front of them: they only narrow the range, which then begins at zero.
-ACTIVATIONS = ("Clip", "Relu")
 # Move values and leave them as they are: out comes the scale that went in.
 MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 

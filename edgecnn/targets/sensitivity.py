@@ -9,15 +9,14 @@ Library: onnxruntime.
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from edgecnn.cores import each
 from edgecnn.device.evaluate import softmax
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
@@ -187,9 +186,7 @@ def logits(model: Path, images: Packed, spec: InputSpec, most: int) -> np.ndarra
         found: np.ndarray = session.run(None, {given.name: normalise(images.images[i : i + 1], spec)})[0]
         return found
 
-    # One thread an image: the order of sums, and so every bit, does not depend on the number of cores.
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        return np.concatenate(list(pool.map(one, range(min(most, len(images))))))
+    return np.concatenate(each(one, min(most, len(images))))
 
 
 def divergence(wanted: np.ndarray, found: np.ndarray) -> float:
