@@ -339,6 +339,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
     if target.measured_as() or not able:
         return tried
     bench = run.recipe.bench
+    seconds = bench.seconds / 2 if run.recipe.effort == "quick" else bench.seconds
 
     def make(work: Path) -> None:
         run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
@@ -348,7 +349,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
                 {name: artifact.folder for name, artifact in able.items()},
                 threads=target.threads,
                 processes=bench.processes,
-                seconds=bench.seconds,
+                seconds=seconds,
                 seed=run.recipe.seed,
                 board=board,
             )
@@ -360,7 +361,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
         {
             "files": files,
             "threads": target.threads,
-            "bench": bench.model_dump(),
+            "bench": {**bench.model_dump(), "seconds": seconds},
             "machine": identity_of(target.device),
             "runtime": target.runtime,
         },

@@ -44,7 +44,7 @@ class Bench(Config):
     processes: int = Field(
         default=5, ge=1, le=100, description="Fresh processes for each contender; five is the least that can tell two apart."
     )
-    seconds: float = Field(default=0.5, gt=0, le=3600, description="Steady-state seconds in each process.")
+    seconds: float = Field(default=0.5, gt=0, le=3600, description="Steady-state seconds in each process; half of it at effort: quick.")
 
 
 class Trust(Config):
@@ -78,8 +78,9 @@ class Recipe(Config):
     promise: Promise = Field(Promise.model_validate({"accuracy_drop": 0.01}), description="What every exported file must keep.")
     effort: Effort = Field(
         "normal",
-        description="quick: only candidates that take seconds, no corruptions, no pictures. normal: all. thorough: also what int8 costs in "
-        "each layer, a mixed-precision candidate, and what ships made from three draws of the calibration images.",
+        description="quick: candidates that take seconds, of the float ones those that may ship and fp32, no corruptions, no pictures. "
+        "normal: all. thorough: also what int8 costs in each layer, a mixed-precision candidate, and what ships made from three draws of "
+        "the calibration images.",
     )
     choose: Choose = Field(Choose(minutes=None), description="When the search for candidates ends.")
     controls: bool = Field(False, description="Also train what pruning must beat: no teacher, uniform width, a smaller zoo model.")

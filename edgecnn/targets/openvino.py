@@ -23,7 +23,7 @@ from edgecnn.device.preprocess import normalise
 from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.device.spec import Artifact
 from edgecnn.screen import hushed
-from edgecnn.targets.base import Candidate, Source, Target
+from edgecnn.targets.base import Candidate, Effort, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
@@ -36,13 +36,17 @@ class Openvino(Target):
     runtime: Literal["openvino"]
 
     def candidates(self) -> Sequence[Candidate]:
+        def quickly(*asked: str) -> Effort:
+            """At `effort: quick` too, where it may ship; for comparison fp32 is enough there."""
+            return "quick" if self.precision in asked else "normal"
+
         every = [
             Candidate("fp32", "fp32", {"compress": False, "hint": "f32"}),
             # Smaller than fp32 and as fast: the arithmetic is the same.
-            Candidate("fp16", "fp16", {"compress": True, "hint": "f32"}, "quick" if self.precision == "fp16" else "normal"),
+            Candidate("fp16", "fp16", {"compress": True, "hint": "f32"}, quickly("fp16")),
         ]
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
-            every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}))
+            every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}, quickly("auto", "bf16")))
         every += [
             Candidate(
                 "int8-qdq", "int8", {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "reduce_range": saturates()}
