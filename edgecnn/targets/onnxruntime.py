@@ -21,11 +21,10 @@ from typing import Literal
 from pydantic import Field
 
 from edgecnn.device.spec import Artifact
-from edgecnn.errors import ModelError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, saturates, squeeze_and_excite
+from edgecnn.targets.qdq import KERNELS, Form, left_in_float, saturates
 
 
 class Onnxruntime(Target):
@@ -49,16 +48,13 @@ class Onnxruntime(Target):
         with tempfile.TemporaryDirectory() as work:
             model = Path(work) / "model.onnx"
             how = candidate.how
-            gates = squeeze_and_excite(source.onnx) if how["float_se"] else []
-            if how["float_se"] and not gates:
-                raise ModelError("the network has no squeeze-and-excite parts to keep in float")
             notes = fit_qdq(
                 source,
                 model,
                 self.form(),
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                exclude=[*gates, *kept_in_float(source.onnx, self.keep_float), *how.get("keep", ())],
+                exclude=left_in_float(source.onnx, self.keep_float, how),
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

@@ -27,7 +27,7 @@ from edgecnn.targets.base import Candidate, Effort, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
-from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, saturates
+from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, left_in_float, saturates
 
 
 class Openvino(Target):
@@ -68,7 +68,6 @@ class Openvino(Target):
         with tempfile.TemporaryDirectory() as work, hushed():
             notes: list[str] = []
             graph = source.onnx
-            kept = kept_in_float(source.onnx, self.keep_float)
             if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
                 notes = fit_qdq(
@@ -77,11 +76,12 @@ class Openvino(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=[*kept, *candidate.how.get("keep", ())],
+                    exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
                 )
             model = ov.convert_model(str(graph))
             compress = candidate.how.get("compress", False)
             if "fast_bias_correction" in candidate.how:
+                kept = kept_in_float(source.onnx, self.keep_float)
                 model = _quantize(model, source, kept, fast_bias_correction=candidate.how["fast_bias_correction"])
             xml = Path(work) / "model.xml"
             if self.input == "uint8":

@@ -15,7 +15,7 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -289,6 +289,18 @@ def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
             )
             raise ModelError(f"keep_float: {pattern!r} matches no layer. There are {some}, ...")
     return [name for name, words in known.items() if any(fnmatchcase(word, pattern) for pattern in patterns for word in words)]
+
+
+def left_in_float(model: Path, keep_float: Collection[str], how: Mapping[str, Any]) -> list[str]:
+    """Names of the nodes that a candidate leaves in float: what the recipe's `keep_float` says and, in its `how`, `keep` and `float_se`.
+
+    Raises:
+        ModelError: `float_se`, and there are no squeeze-and-excite parts.
+    """
+    gates = squeeze_and_excite(model) if how.get("float_se") else []
+    if how.get("float_se") and not gates:
+        raise ModelError("the network has no squeeze-and-excite parts to keep in float")
+    return [*gates, *kept_in_float(model, keep_float), *how.get("keep", ())]
 
 
 def squeeze_and_excite(model: Path) -> list[str]:

@@ -26,7 +26,7 @@ from edgecnn.errors import DeviceError
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import Form, kept_in_float
+from edgecnn.targets.qdq import Form, left_in_float
 
 # Only what a convolution or matrix product reads, and what it adds before it rounds: TensorRT fuses the rest behind them.
 FORM = Form("int8", symmetric=True, quantize_bias=False, outputs=False, only=("Conv", "Gemm", "MatMul", "Add"))
@@ -65,7 +65,7 @@ class Tensorrt(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=[*kept_in_float(source.onnx, self.keep_float), *candidate.how.get("keep", ())],
+                    exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
