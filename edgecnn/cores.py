@@ -17,5 +17,7 @@ def cores() -> int:
 
 def each(work: Callable[[int], T], n: int) -> list[T]:
     """`work(0)` to `work(n - 1)`, done by threads; worth it where `work` waits for files or a library that lets go of Python's lock."""
-    with ThreadPoolExecutor(cores()) as pool:
-        return list(pool.map(work, range(n)))
+    threads = cores()
+    with ThreadPoolExecutor(threads) as pool:
+        parts = list(pool.map(lambda first: [work(i) for i in range(first, n, threads)], range(threads)))
+    return [parts[i % threads][i // threads] for i in range(n)]

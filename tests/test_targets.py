@@ -302,6 +302,9 @@ def test_precision_decides_what_is_tried(tiny_folder: Path) -> None:
         for precision in ("auto", "int8", "fp32"):
             wanted = type(target).model_validate({"name": "x", "runtime": runtime, "precision": precision})
             tried = wanted.tried()
-            assert [c for c in tried if c.precision != "int8"] == [c for c in every if c.precision != "int8"]
+            assert [c.name for c in tried if c.precision != "int8"] == [c.name for c in every if c.precision != "int8"]
+            quick = {c.precision for c in wanted.tried("quick")}
+            assert "fp32" in quick
+            assert precision == "auto" or quick <= {"fp32", precision} or runtime != "openvino"
             assert any(c.precision == "int8" for c in tried) == (precision != "fp32")
             assert all(wanted.may_ship(c) == (precision in ("auto", c.precision)) for c in every)

@@ -64,11 +64,10 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
     """
     if not len(images.labels):
         raise DataError("there are no calibration images. Give the data more images, or a larger share for calibration.")
-    run, rounded = _all_activations(model)
-    seen = each(lambda i: _ends(run(normalise(images.images[i : i + 1], spec)), images.ids[i]), len(images))
-    ends = {name: np.array([of_image[name] for of_image in seen]) for name in seen[0]}
-    lows = {name: float(pairs[:, 0].min()) for name, pairs in ends.items()}
-    highs = {name: float(pairs[:, 1].max()) for name, pairs in ends.items()}
+    run, names, rounded = _all_activations(model)
+    ends = np.array(each(lambda i: _ends(run(normalise(images.images[i : i + 1], spec), names), images.ids[i]), len(images)))
+    lows = dict(zip(names, ends[:, :, 0].min(0).tolist(), strict=True))
+    highs = dict(zip(names, ends[:, :, 1].max(0).tolist(), strict=True))
     counts = {name: np.zeros(BINS + 1, np.int64) for name in lows}
     spread = [name for name in rounded if highs[name] > lows[name]]
     adding = threading.Lock()
@@ -85,19 +84,19 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
     each(count, len(images))
     for bins in counts.values():
         bins[BINS - 1] += bins[BINS]
-    means = {name: pairs.mean(axis=0) for name, pairs in ends.items()}
-    return {name: Histogram(lows[name], highs[name], float(means[name][0]), float(means[name][1]), counts[name][:BINS]) for name in lows}
+    means = dict(zip(names, ends.mean(0).tolist(), strict=True))
+    return {name: Histogram(lows[name], highs[name], means[name][0], means[name][1], counts[name][:BINS]) for name in names}
 
 
-def _ends(values: Mapping[str, np.ndarray], image: str) -> dict[str, tuple[float, float]]:
-    """Lowest and highest of each activation, with zero between them."""
-    ends = {name: (float(value.min()), float(value.max())) for name, value in values.items()}
-    for name, pair in ends.items():
+def _ends(values: Mapping[str, np.ndarray], image: str) -> np.ndarray:
+    """Lowest and highest of each activation, with zero between them, activations x 2."""
+    ends = np.array([(value.min(), value.max()) for value in values.values()], np.float64)
+    for name, pair in zip(values, ends, strict=True):
         if not np.isfinite(pair).all():
             raise DataError(
                 f"activation {name!r} is not finite on calibration image {image}. Check the model's weights and the input's mean and std."
             )
-    return {name: (min(low, 0.0), max(high, 0.0)) for name, (low, high) in ends.items()}
+    return np.stack([np.minimum(ends[:, 0], 0), np.maximum(ends[:, 1], 0)], axis=1)
 
 
 def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
@@ -174,9 +173,9 @@ def _symmetric(r: Range) -> Range:
     return -most, most
 
 
-def _all_activations(model: Path) -> tuple[Callable[..., dict[str, np.ndarray]], list[str]]:
-    """A function from a batch to its float activations by name, or to those of them that are named, the input first and then in the order
-    of the graph; and the names of those that a QDQ graph may round."""
+def _all_activations(model: Path) -> tuple[Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]], list[str], list[str]]:
+    """A function from a batch and names to these activations; the names of all float ones, the input first and then in the order of the
+    graph; and the names of those that a QDQ graph may round."""
     import onnx
     import onnxruntime as ort
 
@@ -192,12 +191,14 @@ def _all_activations(model: Path) -> tuple[Callable[..., dict[str, np.ndarray]],
     options.intra_op_num_threads = 1
     session = ort.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
-    def run(x: np.ndarray, wanted: Sequence[str] = names) -> dict[str, np.ndarray]:
+    def run(x: np.ndarray, wanted: Sequence[str]) -> dict[str, np.ndarray]:
         made = [name for name in wanted if name != given]
-        return {given: x, **dict(zip(made, session.run(made, {given: x}), strict=True))}
+        values = {given: x, **dict(zip(made, session.run(made, {given: x}), strict=True))}
+        return {name: values[name] for name in wanted}
 
     read = {name for node in graph.graph.node if node.op_type not in ACTIVATIONS for name in node.input} | kept
-    return run, [name for name in (given, *names) if name in read]
+    every = [given, *names]
+    return run, every, [name for name in every if name in read]
 
 
 def _float_activations(graph: onnx.ModelProto) -> list[str]:
