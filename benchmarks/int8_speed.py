@@ -37,7 +37,7 @@ def main() -> None:
     given = parser.parse_args()
     folder = given.out / given.name
     if given.step == "build":
-        build(folder, given.runtime)
+        build(folder, given.runtime, tuple(given.only))
         return
     contenders = [Contender(p.name, p, 1) for p in sorted((folder / "speed" / given.runtime).iterdir())]
     contenders = [c for c in contenders if c.name == given.against or c.name.startswith(tuple(given.only))]
@@ -58,10 +58,10 @@ def main() -> None:
         )
 
 
-def build(folder: Path, runtime: str) -> None:
+def build(folder: Path, runtime: str, only: tuple[str, ...]) -> None:
     source = source_of(folder)
     target = TARGETS[runtime].model_validate({"name": runtime, "runtime": runtime, "input": "float"})
-    for candidate in target.candidates():
+    for candidate in (c for c in target.candidates() if c.name.startswith(only)):
         built = folder / "speed" / runtime / candidate.name
         shutil.rmtree(built, ignore_errors=True)
         try:
