@@ -85,14 +85,15 @@ def apart(module: nn.Module) -> None:
 def _synchronised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """Batch norm with the statistics of the batches of all processes, of equal size."""
     import torch
-    from torch.distributed.nn.functional import all_reduce
 
     if not layer.training:
         return type(layer).forward(layer, x)
     x32 = x.float()
-    sums = torch.stack([x32.mean((0, 2, 3)), x32.square().mean((0, 2, 3))])
-    mean, square = all_reduce(sums) / ranks()  # type: ignore[no-untyped-call]
-    variance = (square - mean.square()).clamp_min(0)
+    # Spread about each process's own mean, then of the means: a difference of two sums of squares would lose the digits of a small variance.
+    variances, means = torch.var_mean(x32, (0, 2, 3), correction=0)
+    means, variances = _from_all(torch.stack([means, variances])).unbind(1)
+    mean = means.mean(0)
+    variance = (variances + (means - mean).square()).mean(0)
     if layer.track_running_stats:
         with torch.no_grad():
             assert layer.running_mean is not None
@@ -110,3 +111,25 @@ def _synchronised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
         if isinstance(inner := getattr(layer, after, None), torch.nn.Module):
             y = inner(y)
     return y
+
+
+def _from_all(mine: Tensor) -> Tensor:
+    """What every process gives, stacked in their order; the gradient goes back to each of them."""
+    import torch
+    from torch import distributed
+
+    class FromAll(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, mine: Tensor) -> Tensor:
+            parts = [torch.empty_like(mine) for _ in range(ranks())]
+            distributed.all_gather(parts, mine.contiguous())
+            return torch.stack(parts)
+
+        @staticmethod
+        def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+            summed = gradients[0].contiguous()
+            distributed.all_reduce(summed)
+            return summed[rank()]
+
+    given: Tensor = FromAll.apply(mine)  # type: ignore[no-untyped-call]
+    return given

@@ -39,7 +39,8 @@ def test_two_processes_train_what_one_does(kind: str, tmp_path: Path) -> None:
     assert one.keys() == two.keys()
     moved = 0
     for name, tensor in one.items():
-        assert torch.allclose(two[name].float(), tensor.float(), atol=1e-4, rtol=0), name
+        # Statistics of layers are not weights, and can be of any size.
+        assert torch.allclose(two[name].float(), tensor.float(), atol=1e-4, rtol=1e-3 if "running" in name else 0), name
         moved += not torch.equal(two[name], tensor)
     assert moved  # the sums are rounded in another order: nothing of one was given to the other
 
