@@ -5,7 +5,7 @@
 Random weights with batch norm set by two images, 224 x 224, magnitude, channels in multiples of 8. "MACs" are those left; the square of
 the share of channels that stays would be 49 % and 25 %. "Rebuilt" is the zoo's network made narrow from the JSON record, with the
 weights loaded: its logits must be equal bit for bit. "ORT" and "OpenVINO" are the largest difference from torch, as a share of the
-largest logit.
+largest logit; "TensorRT" is the size of the engine that tensorrt_rtx builds of the same file for compute capability 8.6; no GPU ran it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from torch import nn
 from edgecnn.device.runtimes.ort import OrtRunner
 from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.device.spec import InputSpec
+from edgecnn.device.tensorrt import build_engine, load_tensorrt
 from edgecnn.errors import EdgecnnError
 from edgecnn.narrow import changes
 from edgecnn.networks import build, head_names, skeleton
@@ -40,7 +41,7 @@ LABELS = tuple(f"class {i}" for i in range(10))
 
 def main(names: list[str]) -> None:
     torch.set_num_threads(1)
-    print("| network | ratio | groups | MACs | rebuilt | ORT | OpenVINO |\n|---|---|---|---|---|---|---|", flush=True)
+    print("| network | ratio | groups | MACs | rebuilt | ORT | OpenVINO | TensorRT |\n|---|---|---|---|---|---|---|---|", flush=True)
     for name in names:
         source, _, short = name.rpartition("/")
         options = {"aux_logits": False, "init_weights": True} if short == "googlenet" else {}
@@ -49,7 +50,7 @@ def main(names: list[str]) -> None:
             try:
                 cells = row(origin, ratio)
             except EdgecnnError as fault:
-                print(f"| {name} | refused | | | | | {str(fault)[:160]} |", flush=True)
+                print(f"| {name} | refused | | | | | | {str(fault)[:160]} |", flush=True)
                 break
             print(f"| {name} | {ratio} | {' | '.join(cells)} |", flush=True)
 
@@ -84,11 +85,18 @@ def row(origin: dict[str, Any], ratio: float) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export_onnx(TorchModel(again, SPEC, LABELS, origin), path)
+        engine = build_engine(load_tensorrt(), path, compute_capability="86")
         with OrtRunner(path, threads=1, provider=None, batch=1) as runner:
             apart.append(np.abs(runner.infer(x.numpy()) - wanted).max() / np.abs(wanted).max())
         with OpenvinoRunner(path, threads=1, device=None, batch=1, options={"INFERENCE_PRECISION_HINT": "f32"}) as runner:
             apart.append(np.abs(runner.infer(x.numpy()) - wanted).max() / np.abs(wanted).max())
-    return [str(len(groups)), f"{left:.1%}", "equal" if equal else "DIFFERS", *(f"{value:.0e}" for value in apart)]
+    return [
+        str(len(groups)),
+        f"{left:.1%}",
+        "equal" if equal else "DIFFERS",
+        *(f"{value:.0e}" for value in apart),
+        f"{len(engine) / 1e6:.1f} MB",
+    ]
 
 
 if __name__ == "__main__":
