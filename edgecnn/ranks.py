@@ -89,7 +89,7 @@ def _synchronised(layer: nn.BatchNorm2d, x: Tensor) -> Tensor:
     if not layer.training:
         return type(layer).forward(layer, x)
     x32 = x.float()
-    # Spread about each process's own mean, then of the means: a difference of two sums of squares would lose the digits of a small variance.
+    # Spread about each process's own mean, then of the means: a difference of two sums of squares loses the digits of a small variance.
     variances, means = torch.var_mean(x32, (0, 2, 3), correction=0)
     means, variances = _from_all(torch.stack([means, variances])).unbind(1)
     mean = means.mean(0)
@@ -131,5 +131,5 @@ def _from_all(mine: Tensor) -> Tensor:
             distributed.all_reduce(summed)
             return summed[rank()]
 
-    given: Tensor = FromAll.apply(mine)  # type: ignore[no-untyped-call]
+    given: Tensor = FromAll.apply(mine)
     return given

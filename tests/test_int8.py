@@ -26,7 +26,7 @@ from edgecnn.targets.qdq import KERNELS, Form, squeeze_and_excite, write_qdq
 from edgecnn.targets.sensitivity import costs, divergence, nodes_of, parts, worst_layers
 from edgecnn.targets.tensorrt import FORM
 
-FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, only=KERNELS), "tensorrt": FORM}
+FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, sums=False, only=KERNELS), "tensorrt": FORM}
 
 
 def shifted(folder: Path, path: Path, form: str) -> list[str]:

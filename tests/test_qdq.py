@@ -12,14 +12,16 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import helper, numpy_helper
-from tiny import SPEC, source
+from tiny import SPEC, images, source
 
+from edgecnn.device.preprocess import normalise
+from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.errors import ModelError
 from edgecnn.targets.calibration import ranges
 from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, write_qdq
 from edgecnn.targets.tensorrt import FORM
 
-FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, only=KERNELS), "tensorrt": FORM}
+FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, sums=False, only=KERNELS), "tensorrt": FORM}
 
 
 def write(folder: Path, path: Path, form: str, exclude: Collection[str] = (), **changes: Any) -> onnx.ModelProto:
@@ -135,3 +137,20 @@ def test_layers_are_pinned_to_float_by_name_pattern_and_by_type(tiny_folder: Pat
     assert kept_in_float(model, []) == []
     with pytest.raises(ModelError, match=r"'Swish' matches no layer.*Conv"):
         kept_in_float(model, ["Conv", "Swish"])
+
+
+def test_openvino_rounds_no_convolution_that_an_addition_ends(tiny_folder: Path, tmp_path: Path) -> None:
+    """Which is why its form has `sums`: what qat trains is what OpenVINO computes, though the file may have a pair there."""
+    given = normalise(images(64, seed=7)[0], SPEC) + np.float32(1e-4)  # off the halfway points, where pixels may lie exactly
+    found = {}
+    for sums in (False, True):
+        path = tmp_path / f"{sums}.onnx"
+        write(tiny_folder, path, "onnxruntime", sums=sums)
+        options = ort.SessionOptions()
+        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+        session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        found[sums] = session.run(None, {session.get_inputs()[0].name: given})[0]
+    with OpenvinoRunner(tmp_path / "False.onnx", threads=1, device=None, batch=64, options={"INFERENCE_PRECISION_HINT": "f32"}) as runner:
+        seen = runner.infer(given)
+    apart = {sums: float(np.abs(seen - each).mean()) for sums, each in found.items()}
+    assert apart[True] < apart[False] / 2, apart

@@ -34,8 +34,8 @@ if __name__ == "__main__":
     module = network(kind)
     work = Path(out) / str(rank())
     work.mkdir(parents=True)
-    # A deep network that was never trained amplifies rounding: at a rate of 0.05 a change of 1e-7 in its first layer grows to 0.06 in 20 steps
-    # of one process alone (measured), so that only a low rate shows whether two processes do the same sums.
+    # A deep network that was never trained amplifies rounding: at a rate of 0.05 a change of 1e-7 in its first layer grew to 0.06 within
+    # 20 steps of one process alone. Only a low rate shows whether two processes do the same sums.
     size, rate = (tiny.SIZE, 0.05) if kind == "tiny" else (96, 0.0001)
     # 48 images and 12 a step: 20 steps are 5 epochs. Every step counts: the weights compared are those after the last.
     how = Fit(5, 12, rate, "sgd", 0.0005, 1, None, 0.2, 0.5, 0.1, "standard")

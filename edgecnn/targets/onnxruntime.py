@@ -40,7 +40,9 @@ class Onnxruntime(Target):
 
     def form(self) -> Form:
         reduced = self.reduce_range if self.reduce_range is not None else saturates()
-        return Form("uint8", symmetric=False, quantize_bias=True, outputs=True, only=KERNELS, reduce_range=reduced, weights=self.weights)
+        return Form(
+            "uint8", symmetric=False, quantize_bias=True, outputs=True, sums=False, only=KERNELS, reduce_range=reduced, weights=self.weights
+        )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         if candidate.precision == "fp32":

@@ -12,6 +12,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -58,7 +59,14 @@ class Openvino(Target):
 
     def form(self) -> Form:
         return Form(
-            "uint8", symmetric=False, quantize_bias=True, outputs=True, only=KERNELS, reduce_range=saturates(), weights=self.weights
+            "uint8",
+            symmetric=False,
+            quantize_bias=True,
+            outputs=True,
+            sums=True,
+            only=KERNELS,
+            reduce_range=saturates(),
+            weights=self.weights,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
@@ -73,7 +81,8 @@ class Openvino(Target):
                 notes = fit_qdq(
                     source,
                     graph,
-                    self.form(),
+                    # As onnxruntime's, so that both share a fit: OpenVINO itself leaves out the rounding between a convolution and its sum.
+                    replace(self.form(), sums=False),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
                     exclude=left_in_float(source.onnx, self.keep_float, candidate.how),

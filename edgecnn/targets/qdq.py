@@ -59,6 +59,7 @@ class Form:
         reduce_range: weights use 7 bits.
         quantize_bias: write biases as int32; TensorRT wants them in float.
         outputs: the kernels give integers too: quantize what the operators put out, behind a ReLU. Otherwise only what they take.
+        sums: a convolution adds what an `Add` behind it would, before it rounds: there its output is not quantized.
         only: operator types to quantize.
         weights: one scale a channel, or a single one.
     """
@@ -67,6 +68,7 @@ class Form:
     symmetric: bool
     quantize_bias: bool
     outputs: bool
+    sums: bool
     only: tuple[str, ...]
     reduce_range: bool = False
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
@@ -107,6 +109,7 @@ class _Writer:
                 self.takers.setdefault(name, []).append(node)
         self.outputs = {output.name for output in self.graph.output}
         self.integer = [node for node in self.graph.node if node.op_type in form.only and node.name not in exclude and self._suits(node)]
+        self.summed = set(self._summed()) if form.sums else set()
         self.added: dict[str, onnx.TensorProto] = {}
 
     def write(self) -> None:
@@ -148,19 +151,23 @@ class _Writer:
 
     def _taken(self, node: onnx.NodeProto) -> Iterator[str]:
         """The activations that `node` reads as integers."""
-        taken = [name for name in node.input[: 1 if node.op_type in WEIGHTED else None] if name in self.ranges]
-        if node.op_type == "Add" and not self.form.outputs:
-            # The convolution that ends here adds the other side before it rounds.
-            ending = [n for n in taken if n in self.makers and self.makers[n].op_type in WEIGHTED and len(self.takers[n]) == 1]
-            taken = [name for name in taken if name not in ending[-1:]]
-        yield from taken
+        for name in node.input[: 1 if node.op_type in WEIGHTED else None]:
+            if name in self.ranges and name not in self.summed:
+                yield name
+
+    def _summed(self) -> Iterator[str]:
+        """Of each addition the side, if any, that a convolution ends in."""
+        for node in self.integer:
+            if node.op_type == "Add":
+                made = [name for name in node.input if name in self.ranges and name in self.makers]
+                yield from [name for name in made if self.makers[name].op_type in WEIGHTED and len(self.takers[name]) == 1][-1:]
 
     def _given(self, node: onnx.NodeProto) -> Iterator[str]:
         """The tensor that `node` puts out as integers: behind the ReLU, if one is all that reads it."""
         for name in node.output:
             while name not in self.outputs and [t.op_type in ACTIVATIONS for t in self.takers.get(name, [])] == [True]:
                 name = self.takers[name][0].output[0]
-            if name in self.ranges and name not in self.outputs:
+            if name in self.ranges and name not in self.outputs | self.summed:
                 yield name
 
     def _scale(self, name: str) -> str:

@@ -29,7 +29,7 @@ from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.qdq import Form, left_in_float
 
 # Only what a convolution or matrix product reads, and what it adds before it rounds: TensorRT fuses the rest behind them.
-FORM = Form("int8", symmetric=True, quantize_bias=False, outputs=False, only=("Conv", "Gemm", "MatMul", "Add"))
+FORM = Form("int8", symmetric=True, quantize_bias=False, outputs=False, sums=True, only=("Conv", "Gemm", "MatMul", "Add"))
 
 
 class Tensorrt(Target):
