@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny import trained, write_recipe
+from tiny import source, trained, write_recipe
 
 from edgecnn.data import Data, load_data
 from edgecnn.errors import UsageError
@@ -21,7 +22,8 @@ from edgecnn.screen import Screen
 from edgecnn.stages.base import Context
 from edgecnn.stages.qat import Qat
 from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import write_qdq
+from edgecnn.targets.fit import fit_qdq
+from edgecnn.targets.qdq import ranges_of, write_qdq
 
 QUIET = Screen(quiet=True)
 STAGE = Qat.model_validate({"stage": "qat", "epochs": 2, "batch": 8, "lr": 0.001, "augment": "none"})
@@ -54,13 +56,11 @@ def test_trained_weights_go_back_into_the_module(tiny_folder: Path) -> None:
 
 def test_gradients_reach_every_weight_and_scale(tiny_folder: Path, tmp_path: Path, setting: tuple[Data, Any]) -> None:
     """One step of each form moves all weights, and the scales of that form; ranges written to a graph come back from it."""
-    from tiny import source
-
     _, forms = setting
-    assert [form.activations for form in forms] == ["uint8", "int8"]
+    assert [form.activations for form in forms] == ["uint8", "uint8", "int8"]
     files = []
-    for form in forms:
-        files.append(tmp_path / f"{form.activations}.onnx")
+    for i, form in enumerate(forms):
+        files.append(tmp_path / f"{i}.onnx")
         given = ranges(source(tiny_folder).histograms(), "minmax", symmetric=form.symmetric)
         write_qdq(tiny_folder / "model.onnx", files[-1], given, form)
     layers = layers_of(trained().module, (3, 16, 16), tiny_folder / "model.onnx")
@@ -71,7 +71,7 @@ def test_gradients_reach_every_weight_and_scale(tiny_folder: Path, tmp_path: Pat
         simulated.form = i
         simulated(torch.randn(8, 3, 16, 16)).square().sum().backward()
         assert all(weight.grad is not None and bool((weight.grad != 0).any()) for weight in simulated.weights)
-        assert [bool((log.grad != 0).any()) for log in simulated.log_scales] == [k == i for k in range(2)]
+        assert [bool((log.grad != 0).any()) for log in simulated.log_scales] == [k == i for k in range(len(forms))]
         kept = simulated.ranges(i)
         assert len(kept) >= 4
         given = ranges(source(tiny_folder).histograms(), "minmax", symmetric=form.symmetric)
@@ -104,9 +104,25 @@ def test_an_interrupted_run_ends_the_same(setting: tuple[Data, Any], tmp_path: P
         STAGE.run(trained(), Context(data, 0, folders[1], _Killed(quiet=True), forms=forms))
     resumed = STAGE.run(trained(), Context(data, 0, folders[1], QUIET, forms=forms))
     assert resumed.origin == whole.origin
-    assert len(whole.origin["quantized"]) == 2
+    assert len(whole.origin["quantized"]) == len(forms) == 3
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor), name
+
+
+def test_each_form_takes_the_ranges_learned_for_it(setting: tuple[Data, Any], tiny_folder: Path, tmp_path: Path) -> None:
+    """onnxruntime's and OpenVINO's are both of uint8, and differ in whether a convolution is rounded before an addition."""
+    _, forms = setting
+    start = ranges(source(tiny_folder).histograms(), "minmax", symmetric=False)
+    learned = [
+        {"form": asdict(form), "ranges": {name: (low * (i + 1), high * (i + 1)) for name, (low, high) in start.items()}}
+        for i, form in enumerate(forms)
+    ]
+    given = replace(source(tiny_folder), learned=learned)
+    for i, form in enumerate(forms):
+        fit_qdq(given, tmp_path / "q.onnx", form, methods=["minmax"], correct=False)
+        found = ranges_of(tmp_path / "q.onnx", form)
+        first = next(iter(found))
+        assert found[first][1] == pytest.approx(learned[i]["ranges"][first][1], rel=0.02), form
 
 
 def test_every_target_is_offered_the_trained_model(tmp_path: Path) -> None:

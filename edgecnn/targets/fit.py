@@ -37,7 +37,7 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         exclude: names of nodes to keep in float.
     """
     if source.learned is not None:
-        keys = ("activations", "reduce_range")
+        keys = ("activations", "reduce_range", "sums")
         made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
         write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
         return ["weights and ranges of the qat stage"]

@@ -81,8 +81,8 @@ class Openvino(Target):
                 notes = fit_qdq(
                     source,
                     graph,
-                    # As onnxruntime's, so that both share a fit: OpenVINO itself leaves out the rounding between a convolution and its sum.
-                    replace(self.form(), sums=False),
+                    # Untrained as onnxruntime's, so that both share a fit: OpenVINO leaves out the rounding in front of a sum by itself.
+                    self.form() if source.learned else replace(self.form(), sums=False),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
                     exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
