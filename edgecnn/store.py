@@ -51,6 +51,8 @@ LIBRARIES = (
 # Our own files that only show results: a change there redoes nothing.
 SHOWING = ("cli.py", "doctor.py", "screen.py", "report", "watch", "verdict.py", "compare.py", "__main__.py", "errors.py")
 MIN_FREE_BYTES = 256 << 20
+# Where results are renamed into place, besides store/: what a killed run left half written there is removed by the next.
+SWEPT = (".", "bundles", "pictures", "predictions")
 
 
 @dataclass(frozen=True)
@@ -296,8 +298,8 @@ def _temporary() -> Iterator[None]:
 
 def _sweep(out: Path) -> None:
     """Remove what a killed run left half written; we hold the lock, so nobody is writing."""
-    for folder in (out, out / "bundles", out / "pictures"):
-        for path in folder.glob(".*"):
+    for folder in SWEPT:
+        for path in (out / folder).glob(".*"):
             if path.suffix in (".tmp", ".old"):
                 _remove(path)
 

@@ -14,12 +14,11 @@ from typing import Any
 
 import pytest
 import tiny
-from attempts import SETTINGS
 from faults import LEVEL, count
 from traced import calls, can_trace
 
 from edgecnn.device.bundle import verify_bundle
-from edgecnn.store import _read_done
+from edgecnn.store import SWEPT, _read_done
 
 ROOT = Path(__file__).parent.parent
 # Steps whose content is the machine's speed, or a log of it; all others must end with the same digests.
@@ -262,4 +261,12 @@ def test_the_points_are_all_kinds(runs: Runs) -> None:
     for name in ("result.json", "report.html", "recipe.json", "bundles/pi"):
         assert any(label.startswith("rename") and name.split("/")[0] in label for label in runs.labels), name
     assert len(runs.labels) >= 100
-    assert SETTINGS
+
+
+def test_every_folder_with_half_files_is_swept(runs: Runs) -> None:
+    """Wherever a run renames a file into place, `open_store` looks for what a killed one left there."""
+    made = [Path(label.split()[1]) for label in runs.labels if label.startswith(("write", "mkdir"))]
+    half = {str(path.parent) for path in made if path.suffix == ".tmp" and ".tmp" not in str(path.parent)}
+    half = {folder for folder in half if not folder.startswith(("store/", "work/"))}
+    assert half <= set(SWEPT)
+    assert len(half) >= 3
