@@ -134,10 +134,10 @@ def told_in_one_line(answer: dict[str, Any], code: int) -> None:
 def test_killed_at_every_point(runs: Runs) -> None:
     """Killed at every write, rename, fsync, removal and new folder of a whole run, one after the other: never half, and ends the same.
 
-    `make faults` takes 40 of them, `make faults-long` all; of the store alone, test_store_points.py takes all system calls.
+    Of the store alone, test_store_points.py takes all system calls.
     """
-    answers = chain(runs, "kill", None if LEVEL == "hours" else 40)
-    assert len(answers) >= 30
+    answers = chain(runs, "kill")
+    assert len(answers) > len(runs.labels) // 2  # what is there already is not made again
     assert {answer["code"] for answer in answers} == {-9}
     assert sum(answer["orphans"] for answer in answers) == 0
     runs.ends_well()
@@ -207,7 +207,7 @@ def test_any_system_call(runs: Runs, how: str) -> None:
     points = sorted({(c.name, c.number) for c in ours if (c.name == "openat" if how == "error=EMFILE" else c.changes)})
     assert len(points) >= 100
     codes = []
-    for name, number in random.Random().sample(points, count(2, 20, 300)):
+    for name, number in random.Random().sample(points, count(2, 6, 300)):
         runs.fresh()
         answer = runs("", inject=f"{name}:{how}:when={number}")
         codes.append(answer["code"])
@@ -227,7 +227,7 @@ def test_interrupted_at_random(runs: Runs, fault: str) -> None:
     """Ctrl-C or a polite kill at a random instant of a run for OpenVINO, whose plugin leaves a freed signal stack behind: 130, one line."""
     settings = ["targets=[{name: nuc, runtime: openvino, precision: fp32}]"]
     draw, times = random.Random(), 0
-    while times < count(2, 50, 200):
+    while times < count(2, 30, 200):
         runs.fresh()
         slowness = 1.0
         while True:  # goes on from where it was interrupted, so that every part of a run has its turn
