@@ -170,11 +170,12 @@ def open_store(out: Path, recipe_name: str) -> Iterator[Store]:
         raise UsageError(f"--out {out}: cannot be made a folder ({fault.strerror}). Choose another.") from None
     if not os.access(out, os.W_OK | os.X_OK):
         raise UsageError(f"--out {out}: not writable. Choose another folder, or mend its rights.")
+    _refuse_links(out)
     owner = out / "recipe.json"
     if owner.exists():
         try:
             name = json.loads(owner.read_text())["name"]
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise UsageError(f"{owner}: not the record of an edgecnn run. Choose another folder, or remove that file.") from None
         if name != recipe_name:
             raise UsageError(f"--out {out}: belongs to the recipe {name!r}, this one is {recipe_name!r}. Choose another folder.")
@@ -198,11 +199,12 @@ def unused(out: Path) -> dict[Path, int]:
     Raises:
         UsageError: it is not the folder of a finished run.
     """
+    _refuse_links(out)
     try:
         used = set(json.loads((out / "recipe.json").read_text())["used"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         raise UsageError(f"{out}: not the folder of a finished run. Give one that `edgecnn compress` has finished.") from None
-    found = [path for path in sorted((out / "store").glob("*")) if path.is_dir() and path.name not in used]
+    found = [p for p in sorted((out / "store").glob("*")) if p.is_dir() and not p.is_symlink() and p.name not in used]
     return {path: sum(p.stat().st_size for p in path.rglob("*") if p.is_file()) for path in found}
 
 
@@ -218,6 +220,13 @@ def clean(out: Path) -> dict[Path, int]:
         for path in found:
             shutil.rmtree(path)
     return found
+
+
+def _refuse_links(out: Path) -> None:
+    """Whoever gave us the folder must not lead us out of it: we remove, write and truncate in it."""
+    for name in (*SWEPT[1:], "store", "work", "recipe.json", "run.lock"):
+        if (out / name).is_symlink():
+            raise UsageError(f"{out / name}: a link, which edgecnn does not make there. Remove it, or choose another folder.")
 
 
 @contextmanager

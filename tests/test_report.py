@@ -615,6 +615,8 @@ def test_hostile_class_names_are_inert_in_charts(tmp_path: Path) -> None:
     [
         ("", IntegrityError, "JSON"),
         ("[]", IntegrityError, "schema"),
+        ('{"schema": 1, "targets": "x"}', IntegrityError, "not as edgecnn writes it"),
+        ('{"schema": 1, "promise": "x", "environment": "x"}', IntegrityError, "not as edgecnn writes it"),
         ('{"schema": 2}', UsageError, "newer"),
         (None, UsageError, "not there"),
         ("[" * 100_000, IntegrityError, "JSON"),

@@ -182,7 +182,44 @@ def test_another_recipes_folder(tmp_path: Path) -> None:
         pass
 
 
-@pytest.mark.parametrize("record", ["", "[]", "{", '"x"'])
+@pytest.mark.parametrize("name", ["store", "work", "bundles", "pictures", "predictions", "run.lock", "recipe.json"])
+def test_links_are_not_followed(tmp_path: Path, name: str) -> None:
+    """A run folder of a stranger that leads elsewhere is refused by a run and by `clean`; what it leads to stays."""
+    out, victim = tmp_path / "o", tmp_path / "victim"
+    with open_store(out, "r") as store:
+        store.once("k", {}, write)
+        store.finish()
+    kept = out / name
+    if kept.is_file() or name == "run.lock":
+        victim.write_text(kept.read_text() if name == "recipe.json" else "mine")
+        kept.unlink(missing_ok=True)
+    else:
+        (victim / "photos").mkdir(parents=True)
+        (victim / "photos" / "a.tmp").write_text("mine")
+        shutil.rmtree(kept, ignore_errors=True)
+    kept.symlink_to(victim)
+    before = {path: path.read_bytes() for path in (victim, *victim.rglob("*")) if path.is_file()}
+    with pytest.raises(UsageError, match=f"{name}: a link"), open_store(out, "r"):
+        pass
+    with pytest.raises(UsageError, match=f"{name}: a link"):
+        clean(out)
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_link_among_the_steps_stays(tmp_path: Path) -> None:
+    """`clean` removes folders of its own, not what a link between them leads to, nor the link."""
+    out = tmp_path / "o"
+    with open_store(out, "r") as store:
+        store.finish()
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a").write_text("mine")
+    (out / "store").mkdir(exist_ok=True)
+    (out / "store" / "x").symlink_to(tmp_path / "photos")
+    assert clean(out) == {}
+    assert (out / "store" / "x" / "a").read_text() == "mine"
+
+
+@pytest.mark.parametrize("record", ["", "[]", "{", '"x"', "[" * 200_000])
 def test_spoiled_record_of_the_owner(tmp_path: Path, record: str) -> None:
     """A recipe.json that is not one of ours is refused in one line, as files of others are."""
     (tmp_path / "recipe.json").write_text(record)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgecnn.device.files import write_atomically
-from edgecnn.errors import IntegrityError, UsageError
+from edgecnn.errors import IntegrityError, UsageError, printable
 from edgecnn.report import charts, layers, tradeoff, trust
 from edgecnn.report.tradeoff import is_number
 
@@ -36,7 +36,15 @@ def write_report(result_json: Path, html: Path) -> None:
         UsageError: there is no result, or it is of a newer format.
         IntegrityError: the file is not a result.
     """
-    write_atomically(html, render(read_result(result_json), pictures_in(result_json.parent / "pictures")).encode())
+    result = read_result(result_json)
+    try:
+        page = render(result, pictures_in(result_json.parent / "pictures"))
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as fault:
+        raise IntegrityError(
+            f"{result_json}: not as edgecnn writes it ({type(fault).__name__}: {printable(str(fault))}). "
+            "Run `edgecnn compress` again to write it anew."
+        ) from fault
+    write_atomically(html, page.encode())
 
 
 def pictures_in(folder: Path) -> Callable[[Any], str]:
