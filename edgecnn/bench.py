@@ -26,7 +26,7 @@ from edgecnn.device.limit import Distance, checked, text
 from edgecnn.device.profile import Profile, table
 from edgecnn.device.spec import SCHEMA, Result
 from edgecnn.device.stats import compare, estimate, needed, processes_needed, spread, summarise
-from edgecnn.errors import DeviceError, ModelError, ResourceError, UsageError, printable
+from edgecnn.errors import BoardError, DeviceError, ModelError, ResourceError, UsageError, printable
 from edgecnn.remote import Board
 from edgecnn.screen import Screen
 
@@ -146,7 +146,7 @@ def race(
         screen: where progress is shown.
 
     Raises:
-        DeviceError: none can run, or one that could cannot any more.
+        DeviceError: none can run, or one that could cannot any more, or the board is lost.
     """
     by_name = {c.name: c for c in contenders}
     order = random.Random(seed)
@@ -163,7 +163,7 @@ def race(
                 try:
                     result = once(by_name[name])
                 except (DeviceError, ResourceError) as fault:
-                    if turn:  # it could, so something broke meanwhile
+                    if turn or isinstance(fault, BoardError):  # it could, or was not asked: something broke
                         raise
                     failed[name] = fault
                 else:

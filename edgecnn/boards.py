@@ -105,8 +105,11 @@ def _suffix(path: Path) -> str:
     return path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
 
 
-def add(name: str, text: str, fingerprint: str | None, *, as_json: bool = False) -> None:
+def add(name: str, text: str, fingerprint: str | None) -> dict[str, Any]:
     """Connect to a board, show its host key where ssh does not know it yet, and remember it as `name`.
+
+    Returns:
+        What it tells of itself.
 
     Raises:
         UsageError: the name or address is wrong, or nobody accepts the key.
@@ -116,13 +119,14 @@ def add(name: str, text: str, fingerprint: str | None, *, as_json: bool = False)
         raise UsageError(f"{name!r}: not a name for a board. Use letters, digits, '.', '_' and '-'.")
     address = parse_address(text)
     try:
-        print(_checked(address, as_json=as_json))
+        told = _asked(address)
     except DeviceError as fault:
         if "host key is not known" not in str(fault):
             raise
         _accept(address, fingerprint)
-        print(_checked(address, as_json=as_json))
+        told = _asked(address)
     register(name, address)
+    return told
 
 
 def _accept(address: Address, fingerprint: str | None) -> None:
@@ -146,20 +150,11 @@ def _accept(address: Address, fingerprint: str | None) -> None:
     accept_keys(same)
 
 
-def check(text: str, *, as_json: bool = False) -> str:
-    """What the board is: as text, or as one JSON object."""
-    return _checked(parse_address(text), as_json=as_json)
+def check(text: str) -> dict[str, Any]:
+    """What the board of that name or address tells of itself."""
+    return _asked(parse_address(text))
 
 
-def _checked(address: Address, *, as_json: bool = False) -> str:
+def _asked(address: Address) -> dict[str, Any]:
     with Board(address, say=aloud) as board:
-        told = measure.device("machine", board=board)
-    if as_json:
-        return json.dumps(told)
-    return "\n".join(f"{printable(str(key))}: {printable(_plain(value))}" for key, value in told.items() if key not in ("now", "identity"))
-
-
-def _plain(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {each}" for key, each in value.items())
-    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+        return measure.device("machine", board=board)

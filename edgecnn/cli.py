@@ -10,12 +10,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from edgecnn import __version__
 from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded, printable
+
+if TYPE_CHECKING:
+    from edgecnn.doctor import Finding
 
 app = typer.Typer(
     name="edgecnn",
@@ -234,18 +237,27 @@ def device_add(
     """Remember a board, after its host key was compared and it answered."""
     from edgecnn.boards import add
 
-    add(name, address, fingerprint, as_json=as_json)
-    return DONE
+    return _tell_board(add(name, address, fingerprint), as_json=as_json)
 
 
 @device_app.command("check")
 def device_check(
     board: Annotated[str, typer.Argument(help="A name of `edgecnn device list`, or an address.")], as_json: Json = False
 ) -> int:
-    """Connect to a board and tell what it is."""
+    """Connect to a board, and tell what it has and what that means, as `doctor` does of this machine."""
     from edgecnn.boards import check
 
-    print(check(board, as_json=as_json))
+    return _tell_board(check(board), as_json=as_json)
+
+
+def _tell_board(told: dict[str, Any], *, as_json: bool) -> int:
+    from edgecnn.doctor import examine_board
+
+    found = examine_board(told)
+    if as_json:
+        print(json.dumps(told))
+    else:
+        _findings(found)
     return DONE
 
 
@@ -356,10 +368,13 @@ def doctor(as_json: Json = False) -> int:
     if as_json:
         print(json.dumps([asdict(f) for f in findings]))
         return DONE
-    _table(
-        ("", "topic", "found", "what it means"), [({True: "ok", False: "!", None: ""}[f.ok], f.topic, f.value, f.meaning) for f in findings]
-    )
+    _findings(findings)
     return DONE
+
+
+def _findings(found: Sequence[Finding]) -> None:
+    marks = {True: "ok", False: "!", None: ""}
+    _table(("", "topic", "found", "what it means"), [(marks[f.ok], f.topic, f.value, f.meaning) for f in found])
 
 
 @app.command(short_help="Search timm's and torchvision's models.")

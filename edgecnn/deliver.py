@@ -27,7 +27,7 @@ from edgecnn.device.packed import open_packed, write_packed
 from edgecnn.device.profile import Profile
 from edgecnn.device.spec import Artifact, InputSpec, Manifest, Result, read_manifest
 from edgecnn.device.stats import summarise
-from edgecnn.errors import DeviceError, EdgecnnError, IntegrityError, ResourceError
+from edgecnn.errors import BoardError, DeviceError, EdgecnnError, IntegrityError, ResourceError
 from edgecnn.floats import Float, Run, images
 from edgecnn.measure import evaluate, identity_of, latencies
 from edgecnn.parity import compare, drop_interval, per_class
@@ -257,6 +257,8 @@ def _layer_times(
         with on(target.device) as board:
             try:
                 found = profiles(folders, threads=[target.threads], batch=1, seconds=run.recipe.bench.seconds, options=(), board=board)
+            except BoardError:
+                raise
             except DeviceError as fault:  # a runtime that gives no profile can still be measured as a whole
                 return {"fault": str(fault)}
         return {"profiles": [asdict(profile) for profile in found]}
@@ -299,6 +301,8 @@ def _tried(run: Run, target: AnyTarget, candidate: Candidate, source: Source, mo
     artifact = Artifact(entry.folder / "bundle", read_manifest(entry.folder / "bundle" / "manifest.json"), tuple(entry.facts["notes"]))
     try:
         logits, _ = _run_split(run, target, artifact, "choice")
+    except BoardError:  # says nothing about the candidate
+        raise
     except DeviceError as fault:
         return Tried(candidate, target.may_ship(candidate), None, failure=str(fault))
     got = accuracy(logits, run.data.choice.labels)

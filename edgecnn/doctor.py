@@ -10,7 +10,6 @@ import importlib.util
 import os
 import re
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ from typing import Any
 from edgecnn.device import machine
 from edgecnn.device.machine import NOT_AVAILABLE
 from edgecnn.device.meters import meters
+from edgecnn.errors import DeviceError
 
 # What `edgecnn compress` imports: module, and the distribution that brings it.
 HOST = {
@@ -60,6 +60,40 @@ def examine() -> list[Finding]:
     ]
 
 
+def examine_board(told: dict[str, Any]) -> list[Finding]:
+    """What matters of a board that is to run bundles.
+
+    Args:
+        told: what `machine --json` answers there.
+
+    Raises:
+        DeviceError: that is no description of a machine.
+    """
+    try:
+        gpus = told["gpus"] if isinstance(told["gpus"], list) else []
+        return [
+            *about_machine(told),
+            about_int8(told["architecture"], told["instruction_sets"]),
+            about_bf16(told["instruction_sets"]),
+            *about_noise(told, told["now"]),
+            *(Finding("GPU", str(gpu), "", True) for gpu in gpus),
+            *_about_packages(told["versions"]),
+        ]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        raise DeviceError("the board does not tell what it is. Is edgecnn's answer changed by something on its way?") from None
+
+
+def _about_packages(versions: dict[str, str]) -> list[Finding]:
+    """Numpy, which answered, and the runtimes of a board; it needs one of them, and is no place to recommend them all."""
+    there = [name for name in ("numpy", *machine.RUNTIMES) if versions[name] != NOT_AVAILABLE]
+    found = [Finding(name, str(versions[name]), "", True) for name in there]
+    if there == ["numpy"]:
+        found.append(
+            Finding("runtime", "none installed", "pip install onnxruntime or openvino, over there; a Jetson brings tensorrt", False)
+        )
+    return found
+
+
 def about_machine(facts: dict[str, Any]) -> list[Finding]:
     cores, limit = facts["cores_online"], facts["cpu_limit"]
     usable = len(facts["affinity"]) if isinstance(facts["affinity"], list) else cores
@@ -68,7 +102,7 @@ def about_machine(facts: dict[str, Any]) -> list[Finding]:
     meaning = "the container's quota throttles: measure without it" if capped else "threads of a target should not exceed the usable ones"
     board = facts["board"] + (", virtual machine" if facts["virtual_machine"] else "")
     return [
-        Finding("machine", board, f"{facts['system']}, Python {facts['versions']['python']}", sys.version_info >= (3, 10)),
+        Finding("machine", board, f"{facts['system']}, Python {facts['versions']['python']}", True),
         Finding("CPU", str(facts["cpu"]), str(facts["architecture"])),
         Finding("cores", value, meaning, False if capped else None),
     ]

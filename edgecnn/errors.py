@@ -65,6 +65,10 @@ class DeviceError(EdgecnnError):
     exit_code = 8
 
 
+class BoardError(DeviceError):
+    """A board or the way to it failed, which says nothing about the file that it was to run."""
+
+
 class DeviceBug(DeviceError):
     """The board's half has a bug, or measured what cannot be true."""
 

@@ -127,7 +127,7 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
         if lines[-1].startswith("edgecnn: this is a bug"):
             lines[-1] = f"{lines[-2][:500] if len(lines) > 1 else ''} ({lines[-1].removeprefix('edgecnn: ')})"
-        told = printable(lines[-1].removeprefix("edgecnn: "))
+        told = ("" if board is None else f"{board.address}: ") + printable(lines[-1].removeprefix("edgecnn: "))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code in (ResourceError.exit_code, -signal.SIGKILL):  # says nothing about the file

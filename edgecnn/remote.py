@@ -29,7 +29,7 @@ from urllib.parse import unquote, urlsplit
 import edgecnn
 from edgecnn.device.files import sha256_file, write_atomically
 from edgecnn.device.graph import bare_manifest
-from edgecnn.errors import DeviceError, UsageError, printable
+from edgecnn.errors import BoardError, UsageError, printable
 
 BOOTSTRAP = 'i=open(0,"rb",0);c=b"";n=int(i.readline());exec("while len(c)<n:c+=i.read(n-len(c)) or exit(9)");exec(c)'
 AGENT = Path(edgecnn.__file__).parent / "device" / "agent.py"
@@ -114,7 +114,7 @@ class Board:
         say: is told what the connection waits for.
 
     Raises:
-        DeviceError: whatever goes wrong between here and there, in one line.
+        BoardError: whatever goes wrong between here and there, in one line.
     """
 
     def __init__(
@@ -130,7 +130,7 @@ class Board:
                 command(address), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._stderr, start_new_session=True
             )
         except OSError as fault:
-            raise DeviceError(f"{address}: cannot start ssh ({fault.strerror}). Install OpenSSH's client.") from None
+            raise BoardError(f"{address}: cannot start ssh ({fault.strerror}). Install OpenSSH's client.") from None
         assert self._ssh.stdin is not None
         assert self._ssh.stdout is not None
         self._to, self._from = self._ssh.stdin.fileno(), self._ssh.stdout.fileno()
@@ -299,15 +299,15 @@ class Board:
                 raise
         Path(out.name).replace(path)
 
-    def _refused(self) -> DeviceError:
+    def _refused(self) -> BoardError:
         """The other side closed while it was written to: what it said before says why."""
         try:
             self._hear(2.0)
-        except DeviceError as fault:
+        except BoardError as fault:
             return fault
         return self._lost()
 
-    def _lost(self) -> DeviceError:
+    def _lost(self) -> BoardError:
         """The connection ended; ssh's own words or the exit code of the remote command say why."""
         try:
             code = self._ssh.wait(2)
@@ -315,20 +315,20 @@ class Board:
             code = None
         self._stderr.seek(0)
         said = self._stderr.read(_CHATTER_MOST_BYTES).decode("utf-8", "replace")
-        if meaning := _meaning(said, self.address):
-            return DeviceError(f"{self.address}: {meaning}")
+        if meaning := _meaning(said):
+            return BoardError(f"{self.address}: {meaning}")
         if code in (126, 127):
             text = f"{self.address.python} cannot be run there. Name the board's Python: {self.address}/usr/bin/python3.11"
-            return DeviceError(f"{self.address}: {text}")
-        return DeviceError(f"{self.address}: the connection broke{_last(said)}. Run the same command again.")
+            return BoardError(f"{self.address}: {text}")
+        return BoardError(f"{self.address}: the connection broke{_last(said)}. Run the same command again.")
 
-    def _fault(self, text: str) -> DeviceError:
-        return DeviceError(f"{self.address}: the board {text}{'' if text.endswith(('.', '?')) else '.'}")
+    def _fault(self, text: str) -> BoardError:
+        return BoardError(f"{self.address}: the board {text}{'' if text.endswith(('.', '?')) else '.'}")
 
 
 _SSH_SAYS = {
     "REMOTE HOST IDENTIFICATION HAS CHANGED": "its host key is another than before: another machine answers, or it was installed anew. "
-    "If you know why, remove the old key: `ssh-keygen -R {host}`.",
+    "If you know why, remove {old} and compare the new key: `edgecnn device add NAME ADDRESS`.",
     "Host key verification failed": "its host key is not known. Compare and accept it once: `edgecnn device add NAME ADDRESS`.",
     "Permission denied (": "it does not accept your key. Put your public key into the board's ~/.ssh/authorized_keys.",
     "Could not resolve hostname": "no machine of that name. Check the address.",
@@ -338,10 +338,12 @@ _SSH_SAYS = {
 }
 
 
-def _meaning(said: str, address: Address) -> str:
+def _meaning(said: str) -> str:
     """What ssh's words mean for the user, or ""."""
     found = (meaning for sign, meaning in _SSH_SAYS.items() if sign in said)
-    return next(found, "").format(python=address.python, host=address.host)
+    old = re.search(r"^Offending \S+ key in (.+):(\d+)\s*$", said, re.M)
+    place = f"line {old[2]} of {printable(old[1])}" if old else "the old key"
+    return next(found, "").format(old=place)
 
 
 def _last(said: str) -> str:
@@ -432,7 +434,7 @@ def offered_keys(address: Address) -> list[str]:
     key to offer, and one kind of key at a time, for a connection shows one.
 
     Raises:
-        DeviceError: it shows none; why, in ssh's words.
+        BoardError: it shows none; why, in ssh's words.
     """
     found: list[str] = []
     said = ""
@@ -459,7 +461,7 @@ def offered_keys(address: Address) -> list[str]:
             said = done.stderr
             break
     if not found:
-        raise DeviceError(f"{address}: {_meaning(said, address) or f'it shows no host key{_last(said)}. Is that a server of ssh?'}")
+        raise BoardError(f"{address}: {_meaning(said) or f'it shows no host key{_last(said)}. Is that a server of ssh?'}")
     return found
 
 

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pwd
+import re
 import shutil
 import signal
 import socket
@@ -18,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -25,11 +27,12 @@ import pytest
 import tiny
 from PIL import Image
 
-from edgecnn import bench, boards, measure, remote
+from edgecnn import bench, boards, deliver, measure, remote
 from edgecnn.device import agent
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import Result
-from edgecnn.errors import DeviceError, UsageError, guarded
+from edgecnn.doctor import examine_board
+from edgecnn.errors import BoardError, DeviceError, UsageError, guarded
 from edgecnn.pipeline import compress
 from edgecnn.recipe import load_recipe
 from edgecnn.remote import Address, Board, Out, parse_address
@@ -240,7 +243,7 @@ def test_changed_host_key(board: Sshd, bundle: Path, monkeypatch: pytest.MonkeyP
     (board.folder / "changed").write_text(f"[127.0.0.1]:{board.port} {other}")
     (board.folder / "none").write_text("")
     seen = 0
-    for known, part in (("changed", "another than before"), ("none", "not known")):
+    for known, part in (("changed", f"remove line 1 of {board.folder}/changed "), ("none", "not known")):
         text = (board.folder / "config").read_text().replace(f"{board.folder}/known", f"{board.folder}/{known}")
         (board.folder / "config2").write_text(text)
         monkeypatch.setenv("TEST_SSH_CONFIG", str(board.folder / "config2"))
@@ -269,13 +272,18 @@ def test_wrong_key_and_nobody_there(board: Sshd, bundle: Path, monkeypatch: pyte
 
 @needs_sshd
 def test_no_runtime(board: Sshd, bundle: Path, tiny_folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """A board whose Python lacks the runtime says so, with 8."""
-    python = board_python(board.folder / "bare", ("numpy", "numpy.libs"))
-    poor = replace(board, python=python)
-    code, _, err = told(capsys, "eval", bundle, "--data", tiny_folder / "evaluation", "--on", poor.url)
-    assert code == 8
-    one_line(err, "onnxruntime is not installed")
-    assert poor.nothing_left()
+    """A board whose Python lacks the runtime, or numpy, says so with 8, whichever command asks."""
+    seen = 0
+    for packages, lack in ((("numpy", "numpy.libs"), "onnxruntime"), ((), "numpy")):
+        poor = replace(board, python=board_python(board.folder / f"no-{lack}", packages))
+        code, _, err = told(capsys, "eval", bundle, "--data", tiny_folder / "evaluation", "--on", poor.url)
+        assert code == 8
+        one_line(err, f"{lack} is not installed")
+        with pytest.raises(DeviceError, match=rf"^ssh://\S+: {lack} is not installed"), Board(poor.address) as connection:
+            measure.bench(bundle, "--seconds", 0.01, board=connection)
+        assert poor.nothing_left()
+        seen += 1
+    assert seen == 2
 
 
 @needs_sshd
@@ -525,7 +533,7 @@ def hostile(count: int) -> list[bytes]:
 
 @needs_sshd
 def test_hostile_names(board: Sshd, tmp_path: Path) -> None:
-    """200 hostile file names: every file's bytes arrive under its digest, a folder's under its own names, and nothing is executed."""
+    """200 hostile file names: every file's bytes arrive under its digest, and nothing is executed; only inside a folder are names kept."""
     folder = tmp_path / "names"
     folder.mkdir()
     names = hostile(200)
@@ -538,6 +546,7 @@ def test_hostile_names(board: Sshd, tmp_path: Path) -> None:
     with Board(board.address) as connection:
         code, _, err = connection.run("verify", *(folder / os.fsdecode(name) for name in names), timeout_s=60)
     assert code == 2, err
+    assert re.fullmatch(r"edgecnn: unrecognized arguments:( in\d+)+\..*\n", err), err  # what the board was told to call them
     arrived = {path.name: path.read_bytes() for path in (board.cache / "files").iterdir()}
     wanted = {sha256_file(path): path.read_bytes() for path in folder.iterdir()}
     assert len(wanted) == 200
@@ -547,14 +556,24 @@ def test_hostile_names(board: Sshd, tmp_path: Path) -> None:
 
 
 @needs_sshd
-def test_recipe_with_a_device(board: Sshd, tmp_path: Path) -> None:
-    """`compress` measures a target's accuracy and latency on the board that its `device:` names, and chooses by that."""
+def test_recipe_with_a_device(board: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`compress` measures accuracy and latency on the board that `device:` names, and so chooses; a lost board refuses none."""
     recipe = tiny.write_recipe(tmp_path)
     head, _, rest = recipe.read_text().partition("targets:\n")
     target = f"  - {{name: pi, runtime: onnxruntime, precision: auto, device: {board.url}}}\n"
     recipe.write_text(f"{head}targets:\n{target}promise{rest.partition('promise')[2]}")
     loaded = load_recipe(recipe, ["stages.train.epochs=1", "promise.accuracy_drop=1.0"])
+
+    def lost(*words: object, **options: Any) -> dict[str, Any]:
+        for pid in board.agents():
+            os.kill(pid, signal.SIGKILL)
+        return measure.evaluate(*words, **options)
+
     with patch.dict(os.environ, PYTHONPATH=str(tiny.HERE)), patch.object(sys, "path", [str(tiny.HERE), *sys.path]):
+        monkeypatch.setattr(deliver, "evaluate", lost)
+        with pytest.raises(BoardError, match="the connection broke"):
+            compress(loaded, recipe.read_text(), tmp_path / "out", "", Screen(quiet=True))
+        monkeypatch.setattr(deliver, "evaluate", measure.evaluate)
         result = compress(loaded, recipe.read_text(), tmp_path / "out", "", Screen(quiet=True))
     (told,) = result["targets"]
     assert told["where"].startswith(board.url)
@@ -581,11 +600,11 @@ def test_add_check_list(board: Sshd, capsys: pytest.CaptureFixture[str], monkeyp
     offered = remote.offered_keys(board.address)
     other = " ".join([offered[0].split()[0], *(board.folder / "other_key.pub").read_text().split()[:2]])
     monkeypatch.setattr(boards, "offered_keys", lambda _: [other, *offered])
-    boards.add("pi", board.url, print_, as_json=True)
+    assert boards.add("pi", board.url, print_)["versions"]["onnxruntime"] != "not available"
     assert remote.known_hosts().read_text().splitlines() == offered
-    assert json.loads(capsys.readouterr().out)["versions"]["onnxruntime"] != "not available"
     assert remote.registered() == {"pi": board.address}
-    assert json.loads(boards.check("pi", as_json=True))["versions"]["onnxruntime"] != "not available"
+    found = {each.topic: each for each in examine_board(boards.check("pi"))}
+    assert (found["onnxruntime"].ok, found["numpy"].ok, "openvino" in found) == (True, True, False)
     assert told(capsys, "verify", bundle, "--on", "pi")[0] == 0
     with pytest.raises(UsageError, match="known are pi"):
         parse_address("nobody")

@@ -306,6 +306,20 @@ SWITCHES = (
         '"StrictHostKeyChecking": "no"',
         "remote.py::test_changed_host_key",
     ),
+    Switch(
+        "silence is limited",
+        "remote.py",
+        "if left_s <= 0 or not select.select([self._from], [], [], left_s)[0]:",
+        "if not select.select([self._from], [], [])[0]:",
+        "remote.py::test_who_hangs",
+    ),
+    Switch(
+        "a single file is called by its number",
+        "remote.py",
+        'return f"in{number}{suffix}", {f"in{number}{suffix}": path}',
+        "return path.name, {path.name: path}",
+        "remote.py::test_hostile_names",
+    ),
     Switch("chatter is capped", "remote.py", "if chatter > _CHATTER_MOST_BYTES:", "if False:", "remote.py::test_rubbish lines"),
     Switch("no escape codes", "errors.py", "c if c.isprintable() or c in breaks else", "c if True else", "screen.py::test_names"),
     Switch(

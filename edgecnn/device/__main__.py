@@ -16,7 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-import numpy as np
+try:
+    import numpy as np
+except ModuleNotFoundError:  # the system's own Python on many a board
+    print("edgecnn: numpy is not installed. Install it: pip install numpy", file=sys.stderr)
+    raise SystemExit(8) from None
 
 from edgecnn.device.bundle import MANIFEST, refuse_inside_a_bundle, verify_bundle
 from edgecnn.device.confine import confine

@@ -30,11 +30,15 @@ from edgecnn.device.stats import percentile
 from edgecnn.errors import DeviceError, UsageError
 
 WARM_UP_CALLS = 20
-_CHAIN, _CHAIN_INPUTS = 40, (2, 9)  # nodes, and their inputs: a QLinearConv has nine
+_CHAIN, _CHAINS = 40, ((2, 1), (9, 1), (2, 4))  # nodes; their inputs, of which a QLinearConv has nine, and dimensions of each
+_OWN_MOST = 0.25  # of the steady latency: a tenth of it would be wrong by what is not known of the profiler's own time
 CALLS_MOST = 500  # a profile is kept in memory and on disk
 _FUSED = {"Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid"}
 # What a runtime adds to a node's name when it fuses, moves or reorders it.
 _SUFFIX = re.compile(r"(_token_\d+|_nchwc|/WithoutBiases|_quant|_transpose|/DequantizationMultiply|/fq_output_0|_reorder\w*)$")
+
+# Of each call, what ran: node, operator, seconds.
+Runs = list[list[tuple[str, str, float]]]
 
 
 @dataclass(frozen=True)
@@ -61,6 +65,7 @@ class Profile:
     Attributes:
         steady_s: median of calls without the profiler.
         calls: that were profiled.
+        profiler_s: what the profiler itself was found to add to the layers of a call, and was subtracted.
         void: why the figures must not be used, or "".
     """
 
@@ -73,6 +78,7 @@ class Profile:
     calls: int
     layers: tuple[Layer, ...]
     void: str = ""
+    profiler_s: float = 0.0
     schema: int = SCHEMA
 
     @property
@@ -109,11 +115,14 @@ def profile(
     before = machine.state()
     # Three turns, so that what the machine does meanwhile falls on both; one session at a time, for idle ones eat cores.
     steady: list[float] = []
-    runs: list[list[tuple[str, str, float]]] = []
+    runs: Runs = []
+    own: list[float] = []
     for _ in range(3):
         steady += _steady(folder, manifest, example, threads, seconds / 6)
         calls = max(10, min(CALLS_MOST // 3, round(seconds / 6 / percentile(steady, 0.5))))
-        runs += profiled(folder, manifest, example, threads, calls)
+        more, own_s = profiled(folder, manifest, example, threads, calls)
+        runs += more
+        own.append(own_s)
     after = machine.state()
     void = list(machine.disturbances(before, after, threads)[1])
     layers = _layers(runs, _names(folder / manifest.model_file))
@@ -126,12 +135,21 @@ def profile(
         percentile(steady, 0.5),
         len(runs),
         layers,
+        profiler_s=percentile(own, 0.5),
     )
     if not 0.9 <= found.covered <= 1.1:
-        mean_us = 1e6 * found.steady_s / max(1, len(layers))
-        text = f"the layers, of {mean_us:.1f} us each on average, add up to {found.covered:.0%} of the steady latency, not to 90-110 %"
-        void.append(f"{text}: measure on a quiet machine; the rest may be the profiler's own time, which a longer run keeps")
+        void.append(_why_not(found))
     return Profile(**{**vars(found), "void": "; ".join(void)})
+
+
+def _why_not(found: Profile) -> str:
+    """What a profile is worth whose layers do not add up."""
+    text = f"the layers add up to {found.covered:.0%} of the steady latency, not to 90-110 %"
+    own = found.profiler_s / found.steady_s
+    if own < _OWN_MOST:
+        return f"{text}: measure on a quiet machine"
+    each_us = 1e6 * found.steady_s / max(1, len(found.layers))
+    return f"{text}: at {each_us:.1f} us each they are too small for the profiler, whose own time was {own:.0%} of that latency"
 
 
 def _steady(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, seconds: float) -> list[float]:
@@ -151,17 +169,20 @@ def _timed(call: Callable[[], object], seconds: float) -> list[float]:
     return samples
 
 
-def _onnxruntime(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, calls: int) -> list[list[tuple[str, str, float]]]:
-    """Node name, operator and seconds of each node, for each call, less what the profiler itself takes."""
-    first, more = _profiler_s()
-    runs: list[list[tuple[str, str, float]]] = [[]]
+def _onnxruntime(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, calls: int) -> tuple[Runs, float]:
+    """Node name, operator and seconds of each node, for each call, less what the profiler itself takes; and that, for a call."""
+    own_s = _profiler_s()
+    runs: Runs = [[]]
+    subtracted = 0.0
     for event in _ort_events(str(folder / manifest.model_file), example, threads, calls):
         if event.get("cat") == "Node" and event["name"].endswith("_kernel_time"):
-            own = first + more * len(event["args"].get("input_type_shape", ()))
-            runs[-1].append((event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], max(0.0, event["dur"] * 1e-6 - own)))
+            own = min(own_s(event["args"]), event["dur"] * 1e-6)
+            subtracted += own
+            runs[-1].append((event["name"].removesuffix("_kernel_time"), event["args"]["op_name"], event["dur"] * 1e-6 - own))
         elif event.get("name") == "model_run":
             runs.append([])
-    return [run for run in runs if run][WARM_UP_CALLS:]
+    kept = [run for run in runs if run]
+    return kept[WARM_UP_CALLS:], subtracted / max(1, len(kept))
 
 
 def _ort_events(model: str | bytes, example: np.ndarray, threads: int, calls: int) -> list[dict[str, Any]]:
@@ -184,45 +205,53 @@ def _ort_events(model: str | bytes, example: np.ndarray, threads: int, calls: in
     return sorted((e for e in events if "ts" in e), key=lambda e: e["ts"] + e.get("dur", 0))
 
 
-def _profiler_s() -> tuple[float, float]:
-    """Seconds that the profiler adds to each node, and to it for each of its inputs.
+def _profiler_s() -> Callable[[dict[str, Any]], float]:
+    """Seconds that the profiler adds to a node, from the arguments that it writes of it.
 
-    onnxruntime writes a node's shapes down before it stops that node's clock: microseconds, which in an int8 MobileNetV2 add up to a tenth.
-    Measured on chains of nodes that do next to nothing, by their profile and by calls without one.
+    onnxruntime writes a node's shapes down before it stops that node's clock: microseconds, which in an int8 MobileNetV2 add up to a tenth,
+    and more than the layers themselves where these are tiny. Measured on chains of nodes that do next to nothing, by their profile and by
+    calls without one, and taken to grow with a node's inputs and with all the dimensions that are written.
     """
     import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
-    x = np.ones(1, np.float32)
 
-    def least(model: bytes) -> float:
+    def least(model: bytes, x: np.ndarray) -> float:
         session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
         for _ in range(WARM_UP_CALLS):
             session.run(None, {"x": x})
         return percentile(_timed(lambda: session.run(None, {"x": x}), 0.02), 0.5)
 
-    added = {}
-    for inputs in _CHAIN_INPUTS:
-        long, short = _chain(_CHAIN, inputs), _chain(1, inputs)
-        alone = (least(long) - least(short)) / (_CHAIN - 1)
-        events = [e["dur"] * 1e-6 for e in _ort_events(long, x, 1, 50) if e["name"].endswith("_kernel_time")]
-        added[inputs] = max(0.0, float(np.mean(np.sort(events)[: int(0.9 * len(events))])) - alone)
-    few, many = _CHAIN_INPUTS
-    more = max(0.0, (added[many] - added[few]) / (many - few))
-    return max(0.0, added[few] - few * more), more
+    written, added = [], []
+    for inputs, dimensions in _CHAINS:
+        x = np.ones((1,) * dimensions, np.float32)
+        long, short = (_chain(length, inputs, dimensions) for length in (_CHAIN, 1))
+        alone = (least(long, x) - least(short, x)) / (_CHAIN - 1)
+        events = [e for e in _ort_events(long, x, 1, 50) if e["name"].endswith("_kernel_time")]
+        durations = np.sort([e["dur"] * 1e-6 for e in events])
+        written.append(_written(events[0]["args"]))
+        added.append(float(np.mean(durations[: int(0.9 * len(events))])) - alone)
+    found = np.linalg.solve(written, added)
+    return lambda arguments: max(0.0, float(np.dot(found, _written(arguments))))
 
 
-def _chain(length: int, inputs: int) -> bytes:
+def _written(arguments: dict[str, Any]) -> tuple[float, float, float]:
+    """One node, its inputs, and the dimensions of them and of its outputs."""
+    inputs, outputs = arguments.get("input_type_shape", ()), arguments.get("output_type_shape", ())
+    return 1.0, len(inputs), sum(len(shape) for each in (*inputs, *outputs) for shape in each.values())
+
+
+def _chain(length: int, inputs: int, dimensions: int) -> bytes:
     """The largest of `inputs` times the same number, `length` times."""
     names = ["x", *(f"y{i}" for i in range(length))]
     nodes = [onnx_file.node("Max", [before] * inputs, after) for before, after in itertools.pairwise(names)]
-    ends = [onnx_file.value(name, "float32", (1,)) for name in (names[0], names[-1])]
+    ends = [onnx_file.value(name, "float32", (1,) * dimensions) for name in (names[0], names[-1])]
     return onnx_file.model(nodes, [], *ends)
 
 
 @signal_stack_kept()
-def _openvino(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, calls: int) -> list[list[tuple[str, str, float]]]:
+def _openvino(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, calls: int) -> tuple[Runs, float]:
     import openvino as ov
 
     core = ov.Core()
@@ -239,10 +268,10 @@ def _openvino(folder: Path, manifest: Manifest, example: np.ndarray, threads: in
         if i >= WARM_UP_CALLS:
             # A node that took less than a microsecond is said not to have run: in all calls, those that never did are left out later.
             runs.append([(info.node_name, info.node_type, info.real_time.total_seconds()) for info in request.get_profiling_info()])
-    return runs
+    return runs, 0.0  # its counters are read when a call is over
 
 
-def _layers(runs: Sequence[Sequence[tuple[str, str, float]]], names: dict[str, str]) -> tuple[Layer, ...]:
+def _layers(runs: Runs, names: dict[str, str]) -> tuple[Layer, ...]:
     if not runs or len({len(run) for run in runs}) != 1:
         raise DeviceError("the runtime's profile does not have the same layers in every call. Try again, with a newer runtime.")
     # The mean, not the median: counters of whole microseconds would lose what is between. One late call in a hundred is cut on both sides.
@@ -326,6 +355,8 @@ def table(profiles: Sequence[Profile], most: int = 40) -> str:
         lines.append(
             f"{p.file}: {p.runtime}, steady {_ms(p.steady_s)} ms; layers add up to {p.covered:.0%} of it, {p.calls} calls profiled"
         )
+        if p.profiler_s:
+            lines.append(f"  the profiler's own time, {_ms(p.profiler_s)} ms a call, is subtracted")
         by_operator: dict[str, list[float]] = {}
         for layer in p.layers:
             by_operator.setdefault(layer.operator, []).append(layer.seconds)
