@@ -156,7 +156,7 @@ def test_distance_of_a_real_file(bundle: Path, monkeypatch: pytest.MonkeyPatch) 
     assert Distance.from_json(json.loads(json.dumps(asdict(found)))) == found
     shown = text(found)
     assert "times the least that is possible here" in shown
-    assert "peaks: float32" in shown
+    assert "multiply-adds a second and core: float32" in shown
 
 
 @pytest.fixture(scope="module")

@@ -262,19 +262,22 @@ def text(found: Distance) -> str:
     for each in found.bounds:
         shares[each.ruled_by] = shares.get(each.ruled_by, 0.0) + each.seconds
     ruled = ", ".join(f"{name} {seconds / found.bound_s:.0%}" for name, seconds in sorted(shares.items(), key=lambda pair: -pair[1]))
-    least = f"the least that is possible here, {1e3 * found.bound_s:.4g} ms (ruled by {ruled})"
-    lines = [f"{found.file}: {1e3 * found.steady_s:.4g} ms is {found.ratio:.2f} times {least}"]
-    lines.append(f"  {_peaks_text(Peaks.from_json(found.peaks))}")
+    lines = [
+        f"{found.file}: {1e3 * found.steady_s:.4g} ms is {found.ratio:.2f} times the least that is possible here",
+        f"  {1e3 * found.bound_s:.4g} ms, ruled by {ruled}",
+        *(f"  {line}" for line in _about_peaks(Peaks.from_json(found.peaks))),
+    ]
     lines += [f"  doubt: {doubt}" for doubt in found.doubts]
     return "\n".join([*lines, f"  VOID, do not use these figures: {found.void}"] if found.void else lines)
 
 
-def _peaks_text(peaks: Peaks) -> str:
+def _about_peaks(peaks: Peaks) -> list[str]:
     each = ", ".join(f"{dtype} {rate.per_s / peaks.threads / 1e9:.4g}" for dtype, rate in peaks.rates.items())
     theory = peaks.per_cycle_times_clock
     if not isinstance(theory, str):
         theory = ", ".join(f"{dtype} {most / peaks.threads / 1e9:.4g}" for dtype, most in theory.items())
-    return (
-        f"peaks: {each} G multiply-adds a second and core (by instructions and clock: {theory}); "
-        f"{peaks.cache / 1e9:.3g} GB/s in caches, {peaks.memory / 1e9:.3g} from memory; {peaks.threads} thread{'s' * (peaks.threads > 1)}"
-    )
+    return [
+        f"G multiply-adds a second and core: {each}",
+        f"by its instructions and clock at most: {theory}",
+        f"GB/s: {peaks.cache / 1e9:.3g} in caches, {peaks.memory / 1e9:.3g} from memory; {peaks.threads} thread{'s' * (peaks.threads > 1)}",
+    ]
