@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,10 @@ from edgecnn.remote import (
 
 TIMEOUT_S = 3600.0
 _KINDS = ("(ED25519)", "(ECDSA)", "(RSA)")  # of host keys, the one to ask about first
+_RUNNING = ("threads", "provider", "runtime")
+# By command that goes to a board: options that go with it, and those that are refused.
+_GO = {"verify": ("run", *_RUNNING), "run": ("top", "count", *_RUNNING), "eval": _RUNNING}
+_STAY = {"verify": ("signer", "replaces"), "run": ("watch", "camera"), "eval": ()}
 # What the board's half ends with for a fault of the files or of the command, wherever it runs; all else is the board's.
 _SAME_EVERYWHERE: dict[int, type[EdgecnnError]] = {2: UsageError, 3: DataError, 7: IntegrityError}
 
@@ -39,15 +43,20 @@ def command(words: Sequence[str], *, own_process: bool = False) -> int:
     if place is None:
         return here(words, prog="edgecnn", own_process=own_process)
     arguments = parser("edgecnn").parse_args(words)
-    if words[0] not in ("verify", "run", "eval"):
-        raise UsageError(f"{words[0]} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {words[0]}` there.")
+    sent = _words(words[0], arguments)
     verify_bundle(arguments.bundle)
     with Board(parse_address(place), say=aloud) as board:
-        code, out, err = board.run(words[0], *_words(words[0], arguments), timeout_s=TIMEOUT_S)
+        code, out, err = board.run(*sent, timeout_s=TIMEOUT_S)
+    names = {f"in{i}": str(word) for i, word in enumerate(sent) if isinstance(word, Path)}
+    if out and code in (0, DataError.exit_code):
+        print(_shown(out, names, as_json=arguments.json))
+    lines = [printable(_named(line.removeprefix("edgecnn: "), names)) for line in err.splitlines() if line.strip()]
+    if out and code == DataError.exit_code:  # some of the images were refused, each has its line
+        print(*(f"edgecnn: {board.address}: {line}" for line in lines), sep="\n", file=sys.stderr)
+        return code
     if code:
-        lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
-        raise _SAME_EVERYWHERE.get(code, DeviceError)(f"{board.address}: {printable(lines[-1].removeprefix('edgecnn: '))[:500]}")
-    print(_shown(out, arguments))
+        told = lines[-1] if lines else f"died with exit code {code}"
+        raise _SAME_EVERYWHERE.get(code, DeviceError)(f"{board.address}: {told[:500]}")
     return 0
 
 
@@ -67,42 +76,44 @@ def _taken(words: Sequence[str]) -> tuple[list[str], str | None]:
 
 
 def _words(name: str, arguments: Namespace) -> list[object]:
-    """What the command says, with the files that it reads as paths."""
-    words: list[object] = [arguments.bundle]
-    if name == "run":
-        words += [*arguments.images, "--top", arguments.top]
+    """What the command says, with the files that it reads as paths.
+
+    Raises:
+        UsageError: it cannot be said over there.
+    """
+    if name not in _GO:
+        raise UsageError(f"{name} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {name}` there.")
+    for option in _STAY[name]:
+        if getattr(arguments, option):
+            raise UsageError(
+                f"{name} --on has no --{option}. Copy the bundle to the board and use `python3 -m edgecnn.device {name}` there."
+            )
+    words: list[object] = [name, arguments.bundle, *getattr(arguments, "images", ())]
     if name == "eval":
         words += ["--data", evaluation_set(arguments)]
         words += ["--logits", Out(arguments.logits)] if arguments.logits else []
-    if name != "verify":
-        words += ["--threads", arguments.threads]
-        words += ["--provider", arguments.provider] if arguments.provider else []
-        words += ["--runtime", arguments.runtime] if arguments.runtime else []
+    given = {option: getattr(arguments, option) for option in _GO[name]}
+    words += [word for option, value in given.items() if value for word in (f"--{option}", value) if word is not True]
     return [*words, "--json"] if arguments.json else words
 
 
-def _shown(out: str, arguments: Namespace) -> str:
+def _shown(out: str, names: Mapping[str, str], *, as_json: bool) -> str:
     """What the board printed, with our names for the files, and without what could command a terminal."""
-    names: dict[str, Path] = {"in1": arguments.bundle}
-    names |= {f"in{i}{_suffix(path)}": path for i, path in enumerate(getattr(arguments, "images", ()), 2)}
-    if arguments.json:
-        try:
-            answer = json.loads(out)
-            for entry in answer.get("images", ()):
-                entry["image"] = str(names.get(entry["image"], entry["image"]))
-        except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-            raise DeviceError("the board's answer is not one of edgecnn's. Is edgecnn there the one that is here?") from None
-        return json.dumps(answer)  # ASCII: every escape code is escaped
-    lines = [printable(line) for line in out.rstrip("\n").split("\n")]
-    for i, line in enumerate(lines):
-        head, colon, rest = line.partition(":")
-        if head in names:
-            lines[i] = printable(str(names[head])) + colon + rest
-    return "\n".join(lines)
+    if not as_json:
+        return "\n".join(printable(_named(line, names)) for line in out.rstrip("\n").split("\n"))
+    try:
+        answer = json.loads(out)
+        for entry in (*answer.get("images", ()), *answer.get("refused", ())):
+            entry |= {key: _named(entry[key], names) for key in ("image", "fault") if key in entry}
+    except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+        raise DeviceError("the board's answer is not one of edgecnn's. Is edgecnn there the one that is here?") from None
+    return json.dumps(answer)  # ASCII: every escape code is escaped
 
 
-def _suffix(path: Path) -> str:
-    return path.suffix if re.fullmatch(r"\.[A-Za-z0-9]{1,8}", path.suffix) else ""
+def _named(line: str, names: Mapping[str, str]) -> str:
+    """A line of the board; a file that it begins with is called as it is here."""
+    there = re.match(r"(in\d+)(\.[A-Za-z0-9]{1,8})?(?=$|[/:])", line)
+    return names[there[1]] + line[there.end() :] if there and there[1] in names else line
 
 
 def add(name: str, text: str, fingerprint: str | None) -> dict[str, Any]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,7 @@ import pytest
 from edgecnn import doctor
 from edgecnn.device import machine, meters, nvml
 from edgecnn.device.machine import NOT_AVAILABLE
+from edgecnn.errors import DeviceError
 
 X86 = "processor\t: {i}\nmodel name\t: Intel(R) Core(TM) i5-1240P\ncpu MHz\t\t: 1700.5\nflags\t\t: fpu fma avx2 f16c avx_vnni\n"
 PI5 = "processor\t: {i}\nFeatures\t: fp asimd asimdhp asimddp\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n"
@@ -293,6 +296,23 @@ def test_doctor_names_a_quota(laptop: Path) -> None:
     cores = next(f for f in doctor.about_machine(facts) if f.topic == "cores")
     assert cores.ok is False
     assert "1.5 cores" in cores.value
+
+
+def test_doctor_judges_what_a_board_tells(pi: Path) -> None:
+    """From a board's own description as from the machine itself; one that lies gets findings or one line."""
+    told = {**machine.facts(pi), "now": machine.state(pi), "versions": {**machine.versions(), "numpy": "2", "onnxruntime": "1.2"}}
+    found = {each.topic: each.ok for each in doctor.examine_board(told)}
+    assert (found["throttling"], found["onnxruntime"]) == (False, True)
+    none = {**told, "versions": dict.fromkeys(("python", *machine.RUNTIMES), NOT_AVAILABLE) | {"numpy": "2"}}
+    assert {each.topic: each.ok for each in doctor.examine_board(none)}["runtime"] is False
+    with pytest.raises(DeviceError, match="does not tell what it is"):
+        doctor.examine_board({})
+    seen = 0
+    for key, lie in itertools.product(told, (None, "x", 5, [], [None], {}, {"x": []})):
+        with suppress(DeviceError):
+            assert all(isinstance(each.topic, str) for each in doctor.examine_board({**told, key: lie}))
+        seen += 1
+    assert seen == 7 * len(told)
 
 
 def test_doctor_reads_providers_from_files(tmp_path: Path) -> None:

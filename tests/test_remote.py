@@ -237,6 +237,30 @@ def test_eval_run_verify_and_bench(
 
 
 @needs_sshd
+def test_images_good_and_bad(board: Sshd, bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`run` answers for good images, names the bad ones and ends with 3, as it does here; what cannot be asked there is refused."""
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    good, bad = photos / "good.png", photos / "bad.png"
+    Image.fromarray(tiny.images(4)[0][1]).save(good)
+    bad.write_bytes(b"no image")
+    for images in ([photos], [bad, good]):
+        code, out, err = told(capsys, "run", bundle, *images, "--on", board.url)
+        assert (code, out.splitlines()[0]) == (3, str(good)), err
+        one_line(err, f"{board.port}: {bad}: ")
+        code, out, _ = told(capsys, "run", bundle, *images, "--json", "--on", board.url)
+        answer = json.loads(out)
+        assert (code, answer["images"][0]["image"], answer["refused"][0]["image"]) == (3, str(good), str(bad))
+        assert answer["refused"][0]["fault"].startswith(f"{bad}: ")
+    code, _, err = told(capsys, "verify", bundle, "--run")
+    there, _, err_there = told(capsys, "verify", bundle, "--run", "--on", board.url)
+    assert (there, err_there.split(": ")[-1]) == (code, err.split(": ")[-1])
+    for words in (["run", bundle, "--watch", photos], ["verify", bundle, "--signer", good]):
+        code, _, err = told(capsys, *words, "--on", board.url)
+        assert (code, f"--on has no {words[2]}" in err) == (2, True), err
+
+
+@needs_sshd
 def test_changed_host_key(board: Sshd, bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Another host key than before ends with 8 and a line about it, and so does one that nobody ever accepted."""
     other = (board.folder / "other_key.pub").read_text()
