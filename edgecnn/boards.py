@@ -39,13 +39,15 @@ _SAME_EVERYWHERE: dict[int, type[EdgecnnError]] = {2: UsageError, 3: DataError, 
 
 def command(words: Sequence[str], *, own_process: bool = False) -> int:
     """Run one of the board's commands, on a board where `--on BOARD` is among `words`. `own_process`: see `main`."""
-    words, place = _taken(words)
-    if place is None:
+    name = words[0]
+    if name not in _GO and any(word.partition("=")[0] == "--on" for word in words):
+        raise UsageError(f"{name} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {name}` there.")
+    arguments = parser("edgecnn", on_boards=_GO).parse_args(words)
+    if getattr(arguments, "on", None) is None:
         return here(words, prog="edgecnn", own_process=own_process)
-    arguments = parser("edgecnn").parse_args(words)
-    sent = _words(words[0], arguments)
+    sent = _words(name, arguments)
     verify_bundle(arguments.bundle)
-    with Board(parse_address(place), say=aloud) as board:
+    with Board(parse_address(arguments.on), say=aloud) as board:
         code, out, err = board.run(*sent, timeout_s=TIMEOUT_S)
     names = {f"in{i}": str(word) for i, word in enumerate(sent) if isinstance(word, Path)}
     if out and code in (0, DataError.exit_code):
@@ -60,29 +62,12 @@ def command(words: Sequence[str], *, own_process: bool = False) -> int:
     return 0
 
 
-def _taken(words: Sequence[str]) -> tuple[list[str], str | None]:
-    """The words without `--on BOARD`, and BOARD."""
-    rest, place = list(words), None
-    for i, word in enumerate(rest):
-        if word == "--on" and i + 1 < len(rest):
-            place = rest[i + 1]
-            del rest[i : i + 2]
-            break
-        if word.startswith("--on="):
-            place = word.removeprefix("--on=")
-            del rest[i]
-            break
-    return rest, place
-
-
 def _words(name: str, arguments: Namespace) -> list[object]:
     """What the command says, with the files that it reads as paths.
 
     Raises:
         UsageError: it cannot be said over there.
     """
-    if name not in _GO:
-        raise UsageError(f"{name} has no --on. Copy the bundle to the board and use `python3 -m edgecnn.device {name}` there.")
     for option in _STAY[name]:
         if getattr(arguments, option):
             raise UsageError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -65,6 +65,9 @@ def test_bound_is_the_largest_of_three_times() -> None:
     assert found[1].seconds == pytest.approx(0.002)
     assert found[2].seconds == pytest.approx(150_000 / 4e9)  # 200,100 bytes of weights: what 100,000 and more get
     assert found[3].seconds == pytest.approx(900_100 / 9e9)
+    slow = replace(PEAKS, rates={**PEAKS.rates, "bf16": Rate(5e8, "by hand")})
+    (rounded,) = bounds([replace(work[0], dtype="bf16")], slow)  # could as well be computed in float32
+    assert rounded.seconds == pytest.approx(0.008)
 
 
 def test_bandwidth_of_what_does_not_fit() -> None:

@@ -11,7 +11,7 @@ import math
 import os
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -42,7 +42,8 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"edgecnn: {printable(message)}. See `{self.prog} --help`.\n")
 
 
-def parser(prog: str) -> Parser:
+def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
+    """The command line of `prog`, whose commands in `on_boards` can be done elsewhere, with `--on`."""
     top = Parser(prog=prog, description="Use a bundle on this machine. Needs numpy and the bundle's runtime.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
@@ -52,6 +53,8 @@ def parser(prog: str) -> Parser:
         bare = ", or an .onnx or OpenVINO .xml file" if name == "bench" else ""
         sub.add_argument("bundle", type=Path, help=f"folder of the bundle{bare}")
         sub.add_argument("--json", action="store_true", help="print one JSON object")
+        if name in on_boards:
+            sub.add_argument("--on", metavar="BOARD", help="do it there: ssh://user@board[:port], or a name of `edgecnn device list`")
         return sub
 
     def add_running(sub: Parser) -> None:

@@ -134,9 +134,10 @@ def bounds(work: list[Work], peaks: Peaks) -> list[Bound]:
     streamed = peaks.beyond(weights // peaks.threads)
     found = []
     for each in work:
-        rate = peaks.rates.get(each.dtype, peaks.rates["float32"])  # bf16 is float32 where the CPU has none
+        # Whose numbers are bf16 or int8 can be computed in float32 too, the faster where a CPU has no instructions for them.
+        rate = max(peaks.rates[dtype].per_s for dtype in {"float32", each.dtype} & peaks.rates.keys())
         times = {
-            "arithmetic": each.macs / rate.per_s,
+            "arithmetic": each.macs / rate,
             "weights": each.weight_bytes / streamed,
             "bytes": (each.weight_bytes + each.other_bytes) / peaks.cache,
         }
