@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from tiny import CLASSES, SPEC, source, write_images
 
+from edgecnn.device import __main__ as device
 from edgecnn.device.packed import open_packed, write_packed
 from edgecnn.device.stats import wilson
 from edgecnn.targets.onnxruntime import Onnxruntime
@@ -168,6 +169,14 @@ def test_wrong_input_ends_in_one_line(run_folder: Path, case: str) -> None:
     assert len(done.stderr.splitlines()) == 1, done.stderr
     assert done.stderr.startswith("edgecnn: ")
     assert told in done.stderr
+
+
+def test_threads_that_only_wait_are_refused(run_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Sixteen for each core still end, more would take minutes for a call."""
+    monkeypatch.setattr(device, "usable_cores", lambda: 1)
+    assert device.main(["bench", str(run_folder / "bundles" / "pi"), "--seconds", "0.01", "--threads", "16"]) == 0
+    assert device.main(["bench", str(run_folder / "bundles" / "pi"), "--threads", "17"]) == 8
+    assert "Give 1 at most" in capsys.readouterr().err
 
 
 def _spoil(folder: Path) -> None:

@@ -24,15 +24,27 @@ except ModuleNotFoundError:  # the system's own Python on many a board
 
 from edgecnn.device.bundle import MANIFEST, refuse_inside_a_bundle, verify_bundle
 from edgecnn.device.confine import confine
+from edgecnn.device.machine import usable_cores
 from edgecnn.device.spec import Manifest, Result, read_manifest
 from edgecnn.errors import DataError, DeviceError, ResourceError, UsageError, guarded, printable
+
+# For each core. Those who wait spin, so a call takes the longer the more they are: minutes with hundreds.
+THREADS_MOST = 16
 
 
 def main(argv: Sequence[str] | None = None, prog: str = "python -m edgecnn.device", *, own_process: bool = False) -> int:
     """Run one command; with `own_process`, the process ends with it and may confine itself for good."""
     arguments = parser(prog).parse_args(argv)
     arguments.own_process = own_process
-    return guarded(lambda: arguments.command(arguments))
+    return guarded(lambda: _done(arguments))
+
+
+def _done(arguments: argparse.Namespace) -> int:
+    threads, cores = getattr(arguments, "threads", 1), usable_cores()
+    if threads > THREADS_MOST * cores:
+        raise DeviceError(f"--threads {threads}: {cores} cores are here, and more threads only wait for each other. Give {cores} at most.")
+    code: int = arguments.command(arguments)
+    return code
 
 
 class Parser(argparse.ArgumentParser):

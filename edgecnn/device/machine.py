@@ -224,6 +224,11 @@ def versions() -> dict[str, str]:
     return found
 
 
+def usable_cores() -> int:
+    """How many cores this process may use."""
+    return len(_affinity()) or os.cpu_count() or 1
+
+
 # What it is doing
 
 
