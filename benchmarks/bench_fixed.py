@@ -86,7 +86,7 @@ def main() -> int:
         compared = bench.bench(paths, threads=[1], batch=1, seconds=given.min_time, processes=5, options=[], screen=Screen(), seed=0)
         far = bench.distances(paths, threads=[1], batch=1, seconds=given.min_time, options=[])
         told["sets"][title] = {**compared.to_json(), "distance": [each.ratio if not each.void else None for each in far]}
-        head = (*bench.HEAD, "times the least possible")
+        head = (*bench.head(compared), "times the least possible")
         lines += ["", f"## {title}", "", "| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
         for row, each in zip(bench.rows(compared), far, strict=True):
             lines.append("| " + " | ".join([*row, "void" if each.void else f"{each.ratio:.2f}"]) + " |")

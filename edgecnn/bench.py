@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from edgecnn import measure
+from edgecnn import __version__, measure
 from edgecnn.device import machine
 from edgecnn.device.bench import WINDOW_S, energy_lines
 from edgecnn.device.bundle import MANIFEST, SUMS, verify_bundle
@@ -25,7 +25,7 @@ from edgecnn.device.graph import bare_manifest
 from edgecnn.device.limit import Distance, checked, text
 from edgecnn.device.profile import Profile, table
 from edgecnn.device.spec import SCHEMA, Result
-from edgecnn.device.stats import compare, estimate, needed, processes_needed, spread, summarise
+from edgecnn.device.stats import compare, estimate, needed, processes_needed, spread, summarise, sureness
 from edgecnn.errors import BoardError, DeviceError, ModelError, ResourceError, UsageError, printable
 from edgecnn.remote import Board
 from edgecnn.screen import Screen
@@ -71,6 +71,8 @@ class Comparison:
     Attributes:
         void: results that count for nothing, by contender.
         failed: contenders that cannot run at all, and why.
+        seed: of the order of the processes.
+        where: the board's address, or "this machine".
     """
 
     contenders: tuple[Contender, ...]
@@ -78,10 +80,15 @@ class Comparison:
     void: dict[str, list[Result]]
     verdicts: tuple[Verdict, ...] = field(default=())
     failed: dict[str, str] = field(default_factory=dict)
+    seed: int = 0
+    where: str = "this machine"
 
     def to_json(self) -> dict[str, Any]:
         return {
             "schema": SCHEMA,
+            "edgecnn": __version__,
+            "where": self.where,
+            "seed": self.seed,
             "contenders": [
                 {
                     "name": c.name,
@@ -184,7 +191,7 @@ def race(
             verdicts.append(Verdict(baseline.name, c.name, "void", reason=f"{out[0]} cannot run"))
         elif baseline is not c:
             verdicts.append(judge(baseline.name, c.name, good, void, processes))
-    return Comparison(tuple(contenders), good, void, tuple(verdicts), told)
+    return Comparison(tuple(contenders), good, void, tuple(verdicts), told, seed)
 
 
 def _disturbed_together(results: Sequence[Result], threads: int) -> str:
@@ -233,7 +240,8 @@ def bench(
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     count = processes * len(contenders)
     screen.say(f"bench: {count} processes, each at least {seconds + WINDOW_S:.3g} s and {needed(0.9)} calls of batch {batch}")
-    return race(contenders, once, processes=processes, seed=seed, screen=screen)
+    found = race(contenders, once, processes=processes, seed=seed, screen=screen)
+    return replace(found, where=str(board.address)) if board else found
 
 
 def numbers(text: str) -> list[int]:
@@ -281,25 +289,29 @@ def check_all_ran(comparison: Comparison) -> None:
 
 
 def rows(comparison: Comparison) -> list[tuple[str, ...]]:
-    """A table of all contenders: what `HEAD` names."""
+    """A table of all contenders: what `head` names."""
     return [_row(c.name, comparison) for c in comparison.contenders]
 
 
-_TIMES = ("p50 ms (99 % interval)", "p90 ms", "p99 ms", "images/s")
 _ELSE = ("load ms", "first ms", "memory MB", "between", "within")
-HEAD = ("", *_TIMES, *_ELSE)
+
+
+def head(comparison: Comparison) -> tuple[str, ...]:
+    """The titles of the table; the interval is as sure as the fewest processes make it."""
+    sure = sureness(min((len(each) for each in comparison.results.values() if each), default=1))
+    return ("", f"p50 ms ({math.floor(100 * sure)} % interval)", "p90 ms", "p99 ms", "images/s", *_ELSE)
 
 
 def tables(comparison: Comparison) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:
     """The same as two tables, each with its head: one would not fit a terminal of 80 columns."""
-    whole, cut = rows(comparison), 1 + len(_TIMES)
-    return [(HEAD[:cut], [row[:cut] for row in whole]), ((HEAD[0], *_ELSE), [(row[0], *row[cut:]) for row in whole])]
+    whole, titles, cut = rows(comparison), head(comparison), -len(_ELSE)
+    return [(titles[:cut], [row[:cut] for row in whole]), ((titles[0], *_ELSE), [(row[0], *row[cut:]) for row in whole])]
 
 
 def _row(name: str, comparison: Comparison) -> tuple[str, ...]:
     results = comparison.results[name]
     if not results:
-        return (name, "cannot run" if name in comparison.failed else "void", *[""] * (len(HEAD) - 2))
+        return (name, "cannot run" if name in comparison.failed else "void", *[""] * (len(head(comparison)) - 2))
     samples = [r.samples_s for r in results]
     cells = []
     for q in (0.5, 0.9, 0.99):
@@ -338,8 +350,8 @@ def _is_size(value: Any) -> bool:
 
 
 def remarks(comparison: Comparison) -> list[str]:
-    """Doubts, what was measured again, energy, and last the verdicts, each as a line."""
-    lines = []
+    """Where it was measured, doubts, what was measured again, energy, and last the verdicts, each as a line."""
+    lines = _circumstances(comparison)
     for c in comparison.contenders:
         results, void = comparison.results[c.name], comparison.void[c.name]
         lines += [f"doubt: {c.name}: {printable(doubt)}" for doubt in _kinds(results)]
@@ -347,6 +359,16 @@ def remarks(comparison: Comparison) -> list[str]:
             lines.append(f"void: {c.name}: {len(void)} processes do not count: {printable(void[0].void)}")
         lines += [f"{c.name}: {printable(line)}" for line in _energy(results)]
     return lines + [str(v) for v in comparison.verdicts]
+
+
+def _circumstances(comparison: Comparison) -> list[str]:
+    """Where and with what it was measured; mostly one line."""
+    lines = []
+    for result in (r for kind in (comparison.results, comparison.void) for each in kind.values() for r in each):
+        cpu, system, runtime = (result.circumstances.get(key, machine.NOT_AVAILABLE) for key in ("cpu", "system", "runtime"))
+        threads = f"{result.threads} thread{'s' * (result.threads > 1)}"
+        lines.append(printable(f"{comparison.where}: {cpu}, {system}; {runtime}, {threads}, batch {result.batch}"))
+    return list(dict.fromkeys(lines))
 
 
 def _kinds(results: Sequence[Result]) -> list[str]:

@@ -140,8 +140,13 @@ def bundles(tiny_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> dict
 def test_bundles_and_bare_files(bundles: dict[str, Path], capsys: pytest.CaptureFixture[str]) -> None:
     """A bundle, an ONNX file and an OpenVINO file are measured in fresh processes, with their digests, as JSON that can be read again."""
     paths = [bundles["pi"], bundles["pi"] / "model.onnx", bundles["nuc"] / "model.xml"]
-    found = bench.bench(paths, threads=[1], batch=2, seconds=0.01, processes=1, options=[], screen=QUIET, seed=0)
+    found = bench.bench(paths, threads=[1], batch=2, seconds=0.01, processes=1, options=[], screen=QUIET, seed=3)
     told = json.loads(json.dumps(found.to_json()))
+    assert (told["where"], told["seed"]) == ("this machine", 3)
+    assert bench.head(found)[1] == "p50 ms (99 % interval)"  # of the one process
+    where = [line for line in bench.remarks(found) if line.startswith("this machine: ")]
+    assert ["; onnxruntime " in line for line in where] == [True, False]
+    assert all(line.endswith(", 1 thread, batch 2") for line in where)
     assert [c["name"] for c in told["contenders"]] == ["pi", "model.onnx", "model.xml"]
     results = [Result.from_json(r) for c in told["contenders"] for r in (c["results"] or c["void"])[:1]]
     assert [r.runtime for r in results] == ["onnxruntime", "onnxruntime", "openvino"]

@@ -88,13 +88,14 @@ def test_profilers_own_time_is_known() -> None:
     assert 0 < profiling._profiler_s()(node) < 1e-3
 
 
-def test_what_does_not_add_up_says_why() -> None:
-    """Layers that are too small for the profiler are told apart from a machine that was not quiet."""
+def test_what_a_profile_is_not_worth() -> None:
+    """Layers that do not add up, and layers too small for the profiler, however they add up, are told apart."""
     found = made_up("a", [Layer("a", "a", "Conv", 0.002)] * 2)
     assert "133% of the steady latency, not to 90-110 %: measure on a quiet machine" in profiling._why_not(found)
-    tiny_ones = replace(found, profiler_s=0.0015)
-    assert "at 1500.0 us each they are too small for the profiler, whose own time was 50% of that latency" in profiling._why_not(tiny_ones)
-    assert "own time, 1.5000 ms a call, is subtracted" in table([tiny_ones])
+    small = replace(found, steady_s=0.004, profiler_s=0.006)
+    assert "2000.0 us each are too small for the profiler, whose own time was 150% of the steady latency" in profiling._why_not(small)
+    assert "own time, 6.0000 ms a call, is subtracted" in table([small])
+    assert profiling._why_not(replace(small, profiler_s=0.001)) == ""
 
 
 @pytest.mark.parametrize(("inputs", "dimensions"), profiling._CHAINS)

@@ -18,6 +18,7 @@ from edgecnn.device.stats import (
     processes_needed,
     spread,
     summarise,
+    sureness,
     trend,
     wilson,
 )
@@ -88,6 +89,18 @@ def test_estimate_is_widened_by_the_spread_between_processes():
     pooled = interval(np.concatenate(runs), 0.5)
     assert pooled is not None
     assert pooled[1] < 1.1
+
+
+@pytest.mark.parametrize("processes", [2, 3, 5, 8])
+def test_sureness_is_what_is_covered(processes: int):
+    """Where processes differ by more than their calls do, the interval holds the typical one's median as often as `sureness` says."""
+    rng = np.random.default_rng(0)
+    held = 0
+    for _ in range(1000):
+        found = estimate([math.exp(luck) * rng.lognormal(0, 0.005, 200) for luck in rng.normal(0, 0.05, processes)], 0.5)
+        held += found.low <= 1 <= found.high
+    assert held / 1000 == pytest.approx(sureness(processes), abs=0.04)
+    assert summarise(*[[1.0] * 20] * processes)["sureness"] == sureness(processes) == min(0.99, 1 - 2 ** (1 - processes))
 
 
 def test_summary_gives_what_the_samples_carry():

@@ -177,7 +177,7 @@ def summary(result: Result) -> str:
         if e.value is None or e.low is None or e.high is None:
             lines.append(f"{name}  withheld: it takes {e.needed} samples, {e.n} were taken")
         else:
-            lines.append(f"{name}  {_ms(e.value)} ms   99 % interval {_ms(e.low)} to {_ms(e.high)}")
+            lines.append(f"{name}  {_ms(e.value)} ms   99 % interval of this process {_ms(e.low)} to {_ms(e.high)}")
     lines.append(
         f"load {_ms(result.load_s)} ms, first inference {_ms(result.first_s)} ms, peak memory {result.peak_rss_bytes / 1e6:.0f} MB; "
         f"{len(result.samples_s)} calls of batch {result.batch} with {result.threads} thread{'s' * (result.threads > 1)} "

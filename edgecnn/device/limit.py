@@ -199,7 +199,13 @@ def _onnx_work(path: Path, example: np.ndarray) -> Iterator[Work]:
 
 def _onnx_shapes(path: Path, example: np.ndarray) -> list[dict[str, Any]]:
     """A profile of one call of the graph as it is in the file, which tells every node's shapes."""
-    import onnxruntime as ort
+    try:
+        import onnxruntime as ort
+    except ImportError:
+        text = (
+            "onnxruntime is not installed, and the shapes of an ONNX file's layers are taken from it. Install it: pip install onnxruntime"
+        )
+        raise DeviceError(text) from None
 
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL

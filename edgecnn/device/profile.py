@@ -14,7 +14,7 @@ import re
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,7 @@ from edgecnn.errors import DeviceError, UsageError
 
 WARM_UP_CALLS = 20
 _CHAIN, _CHAINS = 40, ((2, 1), (9, 1), (2, 4))  # nodes; their inputs, of which a QLinearConv has nine, and dimensions of each
-_OWN_MOST = 0.25  # of the steady latency: a tenth of it would be wrong by what is not known of the profiler's own time
+_OWN_MOST = 0.5  # of the steady latency: beyond that, what is left when it is subtracted says little of a layer
 CALLS_MOST = 500  # a profile is kept in memory and on disk
 _FUSED = {"Add", "BatchNormalization", "Clip", "HardSigmoid", "HardSwish", "LeakyRelu", "Mul", "Relu", "Sigmoid"}
 # What a runtime adds to a node's name when it fuses, moves or reorders it.
@@ -66,6 +66,7 @@ class Profile:
         steady_s: median of calls without the profiler.
         calls: that were profiled.
         profiler_s: what the profiler itself was found to add to the layers of a call, and was subtracted.
+        circumstances: as of every measurement.
         void: why the figures must not be used, or "".
     """
 
@@ -79,6 +80,7 @@ class Profile:
     layers: tuple[Layer, ...]
     void: str = ""
     profiler_s: float = 0.0
+    circumstances: dict[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
@@ -136,20 +138,22 @@ def profile(
         len(runs),
         layers,
         profiler_s=percentile(own, 0.5),
+        circumstances={**machine.facts(), "before": before, "after": after},
     )
-    if not 0.9 <= found.covered <= 1.1:
-        void.append(_why_not(found))
+    if why := _why_not(found):
+        void.append(why)
     return Profile(**{**vars(found), "void": "; ".join(void)})
 
 
 def _why_not(found: Profile) -> str:
-    """What a profile is worth whose layers do not add up."""
-    text = f"the layers add up to {found.covered:.0%} of the steady latency, not to 90-110 %"
+    """Why the layers' times are worth nothing, or ""."""
     own = found.profiler_s / found.steady_s
-    if own < _OWN_MOST:
-        return f"{text}: measure on a quiet machine"
-    each_us = 1e6 * found.steady_s / max(1, len(found.layers))
-    return f"{text}: at {each_us:.1f} us each they are too small for the profiler, whose own time was {own:.0%} of that latency"
+    if own > _OWN_MOST:
+        each_us = 1e6 * found.steady_s / max(1, len(found.layers))
+        return f"layers of {each_us:.1f} us each are too small for the profiler, whose own time was {own:.0%} of the steady latency"
+    if not 0.9 <= found.covered <= 1.1:
+        return f"the layers add up to {found.covered:.0%} of the steady latency, not to 90-110 %: measure on a quiet machine"
+    return ""
 
 
 def _steady(folder: Path, manifest: Manifest, example: np.ndarray, threads: int, seconds: float) -> list[float]:

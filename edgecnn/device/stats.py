@@ -85,7 +85,7 @@ def estimate(processes: Sequence[Samples], q: float, confidence: float = CONFIDE
 
     The interval is that of the pooled order statistics, widened to hold each process's own percentile: calls
     of one process share its memory layout and its luck, so many calls of few processes know less than they seem to.
-    Where the spread between k processes rules, it holds the percentile of the typical process with 1 - 2^(1-k).
+    Where the spread between processes rules, it holds the percentile of the typical process as `sureness` says.
     """
     pooled = np.concatenate([np.asarray(p, dtype=float) for p in processes]) if processes else np.empty(0)
     bounds = interval(pooled, q, confidence)
@@ -95,17 +95,26 @@ def estimate(processes: Sequence[Samples], q: float, confidence: float = CONFIDE
     return Estimate(q, percentile(pooled, q), min(bounds[0], *own), max(bounds[1], *own), len(pooled), needed(q, confidence))
 
 
+def sureness(processes: int, confidence: float = CONFIDENCE) -> float:
+    """How surely the interval of `estimate` holds the percentile of the typical process; of a single process, its own.
+
+    k processes lie all above or all below the typical one with 2^(1-k).
+    """
+    return min(confidence, 1 - 2.0 ** (1 - processes)) if processes > 1 else confidence
+
+
 def summarise(*processes: Samples) -> dict[str, Any]:
     """The latency of one process or several, as result.json has it.
 
     Returns:
-        p50, p90 and p99 in seconds, None where the `n` samples cannot carry it; `intervals` of those given at 99 %
-        confidence, and of those withheld in `needed` how many samples they take.
+        p50, p90 and p99 in seconds, None where the `n` samples cannot carry it; `intervals` of those given, held with
+        `sureness`, and of those withheld in `needed` how many samples they take.
     """
     found = {name: estimate(processes, q) for name, q in (("p50", 0.5), ("p90", 0.9), ("p99", 0.99))}
     return {
         **{name: e.value for name, e in found.items()},
         "n": found["p50"].n,
+        "sureness": sureness(len(processes)),
         "intervals": {name: [e.low, e.high] for name, e in found.items() if e.value is not None},
         "needed": {name: e.needed for name, e in found.items() if e.value is None},
     }

@@ -225,7 +225,7 @@ def _percentiles(strip: Strip, across: dict[str, Any], floor: float) -> list[dic
     for what, at, ends in strip.percentiles:
         said = f"{strip.name}: {what} {milliseconds(at / 1e3)} ms"
         if ends:
-            said += f", 99 % interval {milliseconds(ends[0] / 1e3)} to {milliseconds(ends[1] / 1e3)}"
+            said += f", interval {milliseconds(ends[0] / 1e3)} to {milliseconds(ends[1] / 1e3)}"
         rows.append({"ms": at, "low": ends and ends[0], "high": ends and ends[1], "said": said})
     rule = {"type": "rule", "color": _colour(strip.series)}
     upright = {"x": across, "y": {"value": floor - RIDGE}, "y2": {"value": floor + 4}, "description": {"field": "said"}}
