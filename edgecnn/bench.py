@@ -298,8 +298,9 @@ _ELSE = ("load ms", "first ms", "memory MB", "between", "within")
 
 def head(comparison: Comparison) -> tuple[str, ...]:
     """The titles of the table; the interval is as sure as the fewest processes make it."""
-    sure = sureness(min((len(each) for each in comparison.results.values() if each), default=1))
-    return ("", f"p50 ms ({math.floor(100 * sure)} % interval)", "p90 ms", "p99 ms", "images/s", *_ELSE)
+    fewest = min((len(each) for each in comparison.results.values() if each), default=1)
+    sure = f"{math.floor(100 * sureness(fewest))} % interval" if fewest > 1 else "interval of one process"
+    return ("", f"p50 ms ({sure})", "p90 ms", "p99 ms", "images/s", *_ELSE)
 
 
 def tables(comparison: Comparison) -> list[tuple[tuple[str, ...], list[tuple[str, ...]]]]:

@@ -143,7 +143,7 @@ def test_bundles_and_bare_files(bundles: dict[str, Path], capsys: pytest.Capture
     found = bench.bench(paths, threads=[1], batch=2, seconds=0.01, processes=1, options=[], screen=QUIET, seed=3)
     told = json.loads(json.dumps(found.to_json()))
     assert (told["where"], told["seed"]) == ("this machine", 3)
-    assert bench.head(found)[1] == "p50 ms (99 % interval)"  # of the one process
+    assert bench.head(found)[1] == "p50 ms (interval of one process)"
     where = [line for line in bench.remarks(found) if line.startswith("this machine: ")]
     assert ["; onnxruntime " in line for line in where] == [True, False]
     assert all(line.endswith(", 1 thread, batch 2") for line in where)
