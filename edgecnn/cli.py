@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
+from typer.core import TyperCommand
 
 from edgecnn import __version__
 from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded, printable
@@ -39,8 +40,14 @@ Settings = Annotated[
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only, not the progress.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-# The board's commands are parsed by the board's own parser, so that host and board cannot differ.
-BOARD = {"ignore_unknown_options": True, "allow_extra_args": True, "help_option_names": []}
+
+
+class Verbatim(TyperCommand):
+    """Leaves its words as they are, `--` too: the board's own parser reads them, so that host and board cannot differ."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.args = args
+        return args
 
 
 def run(*, own_process: bool = False) -> int:
@@ -153,7 +160,7 @@ def _board(name: str, text: str) -> None:
         return command([name, *context.args], own_process=bool(context.obj))
 
     command.__doc__ = text
-    app.command(name, context_settings=BOARD, add_help_option=False)(command)
+    app.command(name, cls=Verbatim, add_help_option=False)(command)
 
 
 for _name, _text in {

@@ -22,7 +22,7 @@ import edgecnn
 from edgecnn.device.machine import identity
 from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result
-from edgecnn.errors import BUG, INTERRUPTED, DeviceBug, DeviceError, ResourceError, printable
+from edgecnn.errors import BUG, INTERRUPTED, BoardError, DeviceBug, DeviceError, ResourceError, printable
 from edgecnn.remote import Board, Out, on
 
 TIMEOUT_S = 3600
@@ -127,11 +127,13 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
         if lines[-1].startswith("edgecnn: this is a bug"):
             lines[-1] = f"{lines[-2][:500] if len(lines) > 1 else ''} ({lines[-1].removeprefix('edgecnn: ')})"
+        if code == -signal.SIGKILL:
+            lines = [f"{words[0]} {words[1]}: was killed. Is the machine out of memory?"]
         told = ("" if board is None else f"{board.address}: ") + printable(lines[-1].removeprefix("edgecnn: "))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code in (ResourceError.exit_code, -signal.SIGKILL):  # says nothing about the file
-            raise ResourceError(told if code > 0 else f"{words[0]} {words[1]}: was killed. Is the machine out of memory?")
+            raise (ResourceError if board is None else BoardError)(told)
         raise (DeviceBug if code == BUG else DeviceError)(told)
     try:
         answer = json.loads(out)

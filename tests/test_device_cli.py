@@ -119,11 +119,14 @@ def test_both_names_are_one_program(run_folder: Path) -> None:
         ("run", "bundles/pi", "gone.png"),
         ("verify", "gone"),
         ("run", "bundles/pi", image, "--top", "none"),
+        ("run", "bundles/pi", "--top", "1", image),
+        ("run", "--", "bundles/pi", "-gone.png"),
     ]
     for words in rows:
         one, other = call(run_folder, *words), call(run_folder, *words, by=HOST)
         assert (one.returncode, one.stdout) == (other.returncode, other.stdout), words
         assert one.stderr.replace("python -m edgecnn.device", "edgecnn") == other.stderr, words
+        assert "unrecognized" not in one.stderr
 
 
 REFUSED = {

@@ -48,15 +48,27 @@ def _done(arguments: argparse.Namespace) -> int:
 
 
 class Parser(argparse.ArgumentParser):
-    """Tells a wrong command line in one line, as every other fault is told."""
+    """Tells a wrong command line in one line, as every other fault is told, and takes images and options in any order."""
+
+    plain = False  # as argparse does: images in one place
 
     def error(self, message: str) -> NoReturn:
         self.exit(UsageError.exit_code, f"edgecnn: {printable(message)}. See `{self.prog} --help`.\n")
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self.plain:
+            return super().parse_known_args(args, namespace)
+        self.plain = True  # for the other order comes back here
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self.plain = False
 
 
 def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
     """The command line of `prog`, whose commands in `on_boards` can be done elsewhere, with `--on`."""
     top = Parser(prog=prog, description="Use a bundle on this machine. Needs numpy and the bundle's runtime.")
+    top.plain = True
     commands = top.add_subparsers(required=True, metavar="COMMAND")
 
     def add(name: str, command: Callable[[argparse.Namespace], int], text: str) -> Parser:
@@ -86,7 +98,7 @@ def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
     sub = add("build", build, "Build the TensorRT engine for this machine's GPU and keep it in the cache.")
     sub.add_argument("--dla", type=int, choices=range(16), metavar="CORE", help="build for this DLA core instead of the GPU alone")
     sub = add("run", run, "Classify images.")
-    sub.add_argument("images", type=Path, nargs="*", help="image files, or folders of them")
+    sub.add_argument("images", type=Path, nargs="*", default=[], help="image files, or folders of them")
     sub.add_argument("--watch", type=Path, metavar="FOLDER", help="classify every image that comes into the folder from now on")
     sub.add_argument("--camera", metavar="SOURCE", help="classify frames: number of a camera, or a video file or stream, through OpenCV")
     sub.add_argument("--count", type=_positive, help="stop after that many images")

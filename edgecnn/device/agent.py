@@ -61,12 +61,17 @@ def serve() -> None:
             _answer(json.loads(line), base / "files", work)
         lock.close()
     except (Fault, OSError) as fault:
-        text = str(fault) if isinstance(fault, Fault) else f"{fault.strerror or fault}: {fault.filename or 'on the board'}"
+        text = str(fault) if isinstance(fault, Fault) else _cannot_keep(fault)
         with contextlib.suppress(OSError):  # a host that is gone hears nothing
             _say({"error": text})
     finally:
         if work is not None:
             shutil.rmtree(work, ignore_errors=True)
+
+
+def _cannot_keep(fault: OSError) -> str:
+    where = f" {fault.filename}" if fault.filename else "s"
+    return f"cannot keep the file{where}: {fault.strerror or fault}. Make room there, or mend its rights"
 
 
 def _lock(wait_s: float) -> socket.socket:
@@ -107,7 +112,7 @@ def _answer(request: dict[str, Any], files: Path, work: Path) -> None:
     except OSError as fault:
         for digest in need:
             (files / f"{digest}.part").unlink(missing_ok=True)
-        raise Fault(f"cannot keep the files: {fault.strerror}") from None
+        raise Fault(_cannot_keep(fault)) from None
     for name, (digest, _) in tree.items():
         path = work / name
         path.parent.mkdir(parents=True, exist_ok=True)

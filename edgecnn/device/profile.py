@@ -329,7 +329,9 @@ def _ir_names(path: Path) -> dict[str, str]:
     root = read_ir(path)
     kinds = {layer.get("id"): (layer.get("type", ""), layer.get("name", "")) for layer in root.iterfind("layers/layer")}
     into: dict[str | None, dict[int, str | None]] = {}
+    read_by: dict[str | None, list[str | None]] = {}
     for edge in root.iterfind("edges/edge"):
+        read_by.setdefault(edge.get("from-layer"), []).append(edge.get("to-layer"))
         into.setdefault(edge.get("to-layer"), {})[int(edge.get("to-port", "0"))] = edge.get("from-layer")
     names = {}
     for number, (kind, name) in kinds.items():
@@ -344,6 +346,8 @@ def _ir_names(path: Path) -> dict[str, str]:
             weight = kinds[at][1]
             if "weight" in weight:  # the converter and NNCF give constants that they make or fold other names; nodes keep theirs
                 names[_plain(name, {})] = layer_of(weight)
+                if [kinds[reader][0] for reader in read_by.get(number, [])] == ["Add"]:  # of the bias, which may have the output's name
+                    names.setdefault(kinds[read_by[number][0]][1], layer_of(weight))
     return names
 
 
