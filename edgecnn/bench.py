@@ -239,7 +239,7 @@ def bench(
     contenders = contenders_of(paths, threads)
     seed = random.SystemRandom().randrange(2**32) if seed is None else seed
     count = processes * len(contenders)
-    screen.say(f"bench: {count} processes, each at least {seconds + WINDOW_S:.3g} s and {needed(0.9)} calls of batch {batch}")
+    screen.say(f"bench: {count} processes, each at least {seconds + WINDOW_S:g} s and {needed(0.9)} calls of batch {batch}")
     found = race(contenders, once, processes=processes, seed=seed, screen=screen)
     return replace(found, where=str(board.address)) if board else found
 
@@ -357,7 +357,7 @@ def remarks(comparison: Comparison) -> list[str]:
         results, void = comparison.results[c.name], comparison.void[c.name]
         lines += [f"doubt: {c.name}: {printable(doubt)}" for doubt in _kinds(results)]
         if void:
-            lines.append(f"void: {c.name}: {len(void)} processes do not count: {printable(void[0].void)}")
+            lines.append(f"void: {c.name}: {len(void)} of its processes did not count: {printable(void[0].void)}")
         lines += [f"{c.name}: {printable(line)}" for line in _energy(results)]
     return lines + [str(v) for v in comparison.verdicts]
 
@@ -407,10 +407,22 @@ def profiles(paths: Sequence[Path], **options: Any) -> list[Profile]:
     found = []
     for contender, answer in _each(paths, "--profile", **options):
         try:
-            found.append(replace(Profile.from_json(answer), file=contender.name))
+            profile = replace(Profile.from_json(answer), file=contender.name)
+            real = _is_real(profile)
         except (TypeError, KeyError):
-            raise DeviceError(f"{contender.path}: the answer is no profile. Is the board's Python sound?") from None
+            real = False
+        if not real:
+            raise DeviceError(f"{contender.path}: the answer is no profile. Is the board's Python sound?")
+        found.append(profile)
     return found
+
+
+def _is_real(profile: Profile) -> bool:
+    """Whether it can be one: a board may answer anything."""
+    times = (profile.steady_s, profile.profiler_s, *(layer.seconds for layer in profile.layers))
+    texts = (profile.runtime, profile.void, *(text for each in profile.layers for text in (each.name, each.node, each.operator)))
+    real = all(isinstance(t, float) and 0 <= t < measure.LONGEST_S for t in times) and all(isinstance(text, str) for text in texts)
+    return real and profile.steady_s > 0
 
 
 def distances(paths: Sequence[Path], **options: Any) -> list[Distance]:

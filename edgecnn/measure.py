@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import json
-import math
 import os
 import random
 import signal
@@ -19,13 +18,18 @@ from pathlib import Path
 from typing import Any
 
 import edgecnn
-from edgecnn.device.machine import identity
+from edgecnn.device.bundle import MANIFEST
+from edgecnn.device.graph import bare_manifest
+from edgecnn.device.machine import NOT_AVAILABLE, identity
 from edgecnn.device.meters import Energy
-from edgecnn.device.spec import Result
+from edgecnn.device.spec import Result, read_manifest
 from edgecnn.errors import BUG, INTERRUPTED, BoardError, DeviceBug, DeviceError, ResourceError, printable
 from edgecnn.remote import Board, Out, on
 
+# For what a command does besides measuring for the time that it was asked to.
 TIMEOUT_S = 3600
+# Between them lies what a call, a load or a process can take.
+_SHORTEST_S, LONGEST_S, _MOST_BYTES = 1e-9, 1e6, 2**60
 
 
 def evaluate(
@@ -92,24 +96,39 @@ def bench(bundle: Path, *options: object, board: Board | None = None) -> Result:
     """One measurement in one fresh process.
 
     Raises:
-        DeviceError: also where the answer is not what a measurement can be, as that of a board that lies.
+        DeviceError: also where the answer is not what a measurement can be, or one of something else, as that of a board that lies.
     """
     answer = device("bench", bundle, *options, board=board)
     try:
         result = Result.from_json(answer)
         times = [result.load_s, result.first_s, *result.samples_s, *result.warmup_s]
-        real = bool(result.samples_s) and all(isinstance(t, float) and math.isfinite(t) and t >= 0 for t in times)
+        real = bool(result.samples_s) and all(isinstance(t, float) and 0 <= t < LONGEST_S for t in times)
+        real &= min(result.samples_s) > _SHORTEST_S
         real &= isinstance(result.void, str) and all(isinstance(doubt, str) for doubt in result.doubts)
         for each in result.energy if isinstance(result.energy, tuple) else ():
             told = Energy(**each)
             real &= isinstance(told.source, str) and all(isinstance(w, float) for w in (told.idle_w, told.working_w))
             real &= isinstance(told.per_inference_j, float | None)
-        real &= isinstance(result.peak_rss_bytes, int) and isinstance(result.circumstances, dict)
-    except TypeError:
+        real &= isinstance(result.energy, str | tuple) and isinstance(result.circumstances, dict)
+        sizes = (result.peak_rss_bytes, result.circumstances.get("rss_before_load_bytes", 0))
+        real &= all(size == NOT_AVAILABLE or (isinstance(size, int) and 0 <= size < _MOST_BYTES) for size in sizes)
+    except (TypeError, ValueError):
         real = False
     if not real:
         raise DeviceError(f"{bundle}: the answer is no measurement: {printable(json.dumps(answer))[:200]}. Is the board's Python sound?")
+    asked = (_digest(bundle), int(str(_given(options, "--threads", 1))), int(str(_given(options, "--batch", 1))))
+    if asked != (result.file_sha256, result.threads, result.batch):
+        raise DeviceError(f"{bundle}: the answer is of another file, or of other threads or another batch than were asked for.")
     return result
+
+
+def _given(words: Sequence[object], option: str, default: object) -> object:
+    return words[words.index(option) + 1] if option in words else default
+
+
+def _digest(bundle: Path) -> str:
+    """Of the model's file, which a measurement must name."""
+    return bare_manifest(bundle).model_sha256 if bundle.is_file() else read_manifest(bundle / MANIFEST).model_sha256
 
 
 def device(*words: object, board: Board | None = None) -> dict[str, Any]:
@@ -119,10 +138,11 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
         words: of the command; a Path is a file or folder that it reads, an `Out` a file that it writes.
         board: where; None is this machine.
     """
+    timeout_s = TIMEOUT_S + 4 * float(str(_given(words, "--seconds", 0)))
     if board is None:
-        code, out, err = _here(words)
+        code, out, err = _here(words, timeout_s)
     else:
-        code, out, err = board.run(*words, "--json", timeout_s=TIMEOUT_S)
+        code, out, err = board.run(*words, "--json", timeout_s=timeout_s)
     if code:
         lines = [line for line in err.splitlines() if line.strip()] or [f"died with exit code {code}"]
         if lines[-1].startswith("edgecnn: this is a bug"):
@@ -144,7 +164,7 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
     return answer
 
 
-def _here(words: Sequence[object]) -> tuple[int, str, str]:
+def _here(words: Sequence[object], timeout_s: float) -> tuple[int, str, str]:
     package = str(Path(edgecnn.__file__).parent.parent)
     path = os.pathsep.join(filter(None, [package, os.environ.get("PYTHONPATH", "")]))
     texts = [str(word.path) if isinstance(word, Out) else str(word) for word in words]
@@ -156,12 +176,12 @@ def _here(words: Sequence[object]) -> tuple[int, str, str]:
             command,
             capture_output=True,
             text=True,
-            timeout=TIMEOUT_S,
+            timeout=timeout_s,
             env={**os.environ, "PYTHONPATH": path},
             check=False,
         )
     except subprocess.TimeoutExpired:
         raise DeviceError(
-            f"{words[0]} {words[1]}: no answer in {TIMEOUT_S} s. The runtime hangs on this file; try another candidate."
+            f"{words[0]} {words[1]}: no answer in {timeout_s:g} s. The runtime hangs on this file; try another candidate."
         ) from None
     return done.returncode, done.stdout, done.stderr

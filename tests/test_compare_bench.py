@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -24,6 +24,7 @@ from onnx import TensorProto, helper
 from edgecnn import bench, cli, measure
 from edgecnn.bench import Contender
 from edgecnn.device import machine
+from edgecnn.device.files import sha256_file
 from edgecnn.device.graph import bare_manifest, read_onnx
 from edgecnn.device.spec import Result
 from edgecnn.errors import DeviceError, ModelError, UsageError
@@ -352,24 +353,51 @@ def test_names(bundles: dict[str, Path]) -> None:
             bench.numbers(text)
 
 
-def test_liar(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What answers with something that is no measurement is refused, and nothing of it reaches the terminal raw."""
-    rng = np.random.default_rng(0)
-    good = {**vars(result(0.01, rng))}
+def test_liar(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """What answers with no measurement, or with one of something else, is refused, and nothing of it reaches the terminal raw."""
+    good = asdict(result(0.01, np.random.default_rng(0)))
+    good |= {"file_sha256": sha256_file(bundles["pi"] / "model.onnx"), "samples_s": list(good["samples_s"]), "doubts": []}
+    lies: tuple[dict[str, Any], ...] = (
+        {"samples_s": []}, {"samples_s": [float("nan")]}, {"samples_s": ["\x1b[2J"]}, {"samples_s": [0.0] * 200},
+        {"samples_s": [1e308] * 9}, {"void": 5}, {"batch": "x"}, {"batch": 999}, {"threads": 64}, {"file_sha256": "0" * 64},
+        {"peak_rss_bytes": 10**400},
+        {"circumstances": {"rss_before_load_bytes": 10**400}}, {"energy": 5}, {"energy": ["x"]},
+    )  # fmt: skip
     seen = 0
-    for lie in (
-        {},
-        {**good, "samples_s": []},
-        {**good, "samples_s": [float("nan")]},
-        {**good, "samples_s": ["\x1b[2J"]},
-        {**good, "void": 5},
-    ):
-        monkeypatch.setattr(measure, "device", lambda *words, lie=lie, board=None: lie)
+    for answer in ({}, *({**good, **lie} for lie in lies)):
+        monkeypatch.setattr(measure, "device", lambda *words, answer=answer, board=None: answer)
         with pytest.raises(DeviceError) as caught:
-            measure.bench(Path("x"))
+            measure.bench(bundles["pi"])
         assert str(caught.value).isprintable()
         seen += 1
-    assert seen == 5
+    assert seen == 15
+    monkeypatch.setattr(measure, "device", lambda *words, board=None: good)
+    assert measure.bench(bundles["pi"]).batch == 1
+    layer = {"name": "a", "node": "b", "operator": "c", "seconds": 0.1}
+    for steady_s, layers in ((0.0, [layer]), ("a", [layer]), (1.0, [{**layer, "seconds": "z"}]), (1.0, [{**layer, "name": 1}])):
+        answer = {
+            "file": "x",
+            "file_sha256": "y",
+            "runtime": "r",
+            "threads": 1,
+            "batch": 1,
+            "steady_s": steady_s,
+            "calls": 3,
+            "layers": layers,
+        }
+        monkeypatch.setattr(measure, "device", lambda *words, answer=answer, board=None: answer)
+        with pytest.raises(DeviceError, match="no profile"):
+            bench.profiles([bundles["pi"]], threads=[1], batch=1, seconds=1.0, options=[])
+
+
+def test_the_longest_measurement_is_waited_for(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The limit of a command grows with the time that it is to measure for, which may be an hour."""
+    seen: list[float] = []
+    monkeypatch.setattr(measure, "_here", lambda _, timeout_s: (seen.append(timeout_s), (0, "{}", ""))[1])
+    for seconds in (0.1, 3600.0):
+        with pytest.raises(DeviceError):
+            measure.bench(bundles["pi"], "--seconds", seconds)
+    assert seen == [3600.4, 18000.0]
 
 
 def model(path: Path, shape: list[int | str | None], kind: int = TensorProto.FLOAT) -> Path:

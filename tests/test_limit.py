@@ -87,15 +87,15 @@ def test_faster_than_possible_is_a_bug(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_bug_of_the_boards_half_reaches_the_host(bundle: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A board's half that measures the impossible makes the host's command fail as a bug, whether it says so itself or answers it."""
-    monkeypatch.setattr(measure, "_here", lambda words: (1, "", "edgecnn: 0.5 of the least time\n"))
+    monkeypatch.setattr(measure, "_here", lambda *_: (1, "", "edgecnn: 0.5 of the least time\n"))
     options = {"threads": [1], "batch": 1, "seconds": 0.01, "options": []}
     with pytest.raises(DeviceBug, match="of the least time"):
         bench.distances([bundle], **options)  # type: ignore[arg-type]
     far = Distance("m", "ab", "onnxruntime", 1, 1, 0.5, 1.0, 0.5, (), asdict(PEAKS), {})
-    monkeypatch.setattr(measure, "_here", lambda words: (0, json.dumps(asdict(far)), ""))
+    monkeypatch.setattr(measure, "_here", lambda *_: (0, json.dumps(asdict(far)), ""))
     with pytest.raises(DeviceBug, match=r"0\.500 of the least time"):
         bench.distances([bundle], **options)  # type: ignore[arg-type]
-    monkeypatch.setattr(measure, "_here", lambda words: (0, "{}", ""))
+    monkeypatch.setattr(measure, "_here", lambda *_: (0, "{}", ""))
     with pytest.raises(DeviceError, match="no distance"):
         bench.distances([bundle], **options)  # type: ignore[arg-type]
 

@@ -8,10 +8,13 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from edgecnn import doctor
@@ -409,7 +412,7 @@ def spending(tmp_path: Path, idle_w: float, busy_w: float) -> list[meters.Energy
 def test_idle_is_subtracted(tmp_path: Path) -> None:
     """A counter and a sensor agree on the joules of one call above the idle level; a meter that cannot be read says nothing."""
     found = spending(tmp_path, 2.0, 5.0)
-    assert [each.source for each in found] == ["sensor", "counter"]
+    assert [each.source for each in found] == ["counter", "sensor"]
     for each in found:
         assert each.idle_w == pytest.approx(2.0)
         assert each.working_w == pytest.approx(5.0)
@@ -420,6 +423,45 @@ def test_nothing_above_idle_is_no_energy(tmp_path: Path) -> None:
     """Where working does not take more than idling, no energy is claimed; where no meter can be read, there is none."""
     assert [each.per_inference_j for each in spending(tmp_path, 5.0, 4.0)] == [None, None]
     assert meters.measure_energy(lambda: None, 1.0, []) == []
+
+
+@dataclass(frozen=True)
+class Scattering(meters.Meter):
+    """A sensor of a test."""
+
+    value: Callable[[], float] = float
+
+    def read(self) -> float:
+        return self.value()
+
+
+def stands_out(more_w: float, random: np.random.Generator) -> bool:
+    """Whether work that takes `more_w` above 5 W is seen by a sensor that scatters by 0.2 W."""
+    now = watts = 0.0
+
+    def spend(seconds: float, level: float) -> None:
+        nonlocal now, watts
+        now, watts = now + seconds, level + random.normal(0, 0.2)
+
+    sensor = Scattering("sensor", "power", (), 1.0, value=lambda: watts)
+    work, rest = (lambda: spend(0.05, 5 + more_w)), (lambda seconds: spend(seconds, 5))
+    (found,) = meters.measure_energy(work, 2.0, [sensor], clock=lambda: now, sleep=rest)
+    return found.per_inference_j is not None
+
+
+def test_noise_is_no_energy() -> None:
+    """Of 200 measurements of work that takes nothing none is told as joules; 0.3 W mostly is."""
+    random = np.random.default_rng(0)
+    assert sum(stands_out(0.0, random) for _ in range(200)) == 0
+    assert sum(stands_out(0.3, random) for _ in range(20)) >= 15
+
+
+def test_two_meters_of_one_name_are_two(tmp_path: Path) -> None:
+    """Two cards of one driver stay two meters."""
+    root = tree(
+        tmp_path, {f"sys/class/hwmon/hwmon{i}/{name}": text for i in (0, 1) for name, text in (("name", "amdgpu"), ("power1_input", "9"))}
+    )
+    assert [meter.name for meter in meters.meters(root)] == ["amdgpu power1 #1", "amdgpu power1 #2"]
 
 
 def test_pi_throttled_in_between(pi: Path) -> None:

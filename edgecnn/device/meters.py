@@ -6,16 +6,22 @@ kernel's documentation (power/powercap, hwmon/sysfs-interface, hwmon/ina3221).
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Literal
 
 from edgecnn.device import nvml
 
 IDLE_S = 2.0  # the idle level is taken that long, before the work
 SAMPLE_S = 0.05  # between readings of power: most sensors average over tens of milliseconds
+
+# What works stands out by so many standard errors of the means, each of at least so many intervals.
+STANDS_OUT = 4.0
+LEAST_INTERVALS = 4
 
 ROOT = Path("/")
 
@@ -52,6 +58,13 @@ class Meter:
         if after >= before:
             return after - before
         return after - before + self.wraps_j if self.wraps_j else None
+
+    def watts(self, before: float | None, after: float | None, seconds: float) -> float | None:
+        """Power between two readings; None where it cannot be told."""
+        if before is None or after is None or self.kind == "power":
+            return after if self.kind == "power" else None
+        joules = self.spent_j(before, after)
+        return None if joules is None else joules / seconds
 
 
 @dataclass(frozen=True)
@@ -100,43 +113,45 @@ def measure_energy(
     if not readable:
         return []
 
-    def watts(work: Callable[[], object], seconds: float) -> tuple[dict[str, float], float]:
-        """Mean power by meter while `work` is repeated for `seconds`, and the seconds of one `work`."""
-        start = clock()
-        before = {meter.name: meter.read() for meter in readable}
-        powers: dict[str, list[float]] = {meter.name: [] for meter in readable}
-        calls, spent, sampled = 0, 0.0, start
-        while clock() - start < seconds:
+    def watts(work: Callable[[], object], seconds: float) -> tuple[list[list[float]], float]:
+        """Power by meter, once in each interval, while `work` is repeated for `seconds`, and the seconds of one `work`."""
+        powers: list[list[float]] = [[] for _ in readable]
+        start = sampled = clock()
+        before = [meter.read() for meter in readable]
+        calls, spent = 0, 0.0
+        while clock() - start < seconds or calls < LEAST_INTERVALS:
             begun = clock()
             work()
             spent += clock() - begun
             calls += 1
-            if clock() - sampled >= SAMPLE_S:
-                for meter in readable:
-                    if meter.kind == "power" and (value := meter.read()) is not None:
-                        powers[meter.name].append(value)
-                sampled = clock()
-        means = {name: sum(values) / len(values) for name, values in powers.items() if values}
-        elapsed = clock() - start
-        for meter in readable:
-            old, new = before[meter.name], meter.read()
-            if meter.kind == "energy" and old is not None and new is not None and (joules := meter.spent_j(old, new)) is not None:
-                means[meter.name] = joules / elapsed
-        return means, spent / calls
+            if (now := clock()) - sampled >= SAMPLE_S:
+                after = [meter.read() for meter in readable]
+                for power, meter, old, new in zip(powers, readable, before, after, strict=True):
+                    if (watt := meter.watts(old, new, now - sampled)) is not None:
+                        power.append(watt)
+                sampled, before = now, after
+        return powers, spent / calls
 
     idle, _ = watts(lambda: sleep(SAMPLE_S), IDLE_S)
     working, call_s = watts(call, max(seconds, IDLE_S))
     told = []
-    for name in working:
-        if name in idle:
-            above = working[name] - idle[name]
-            told.append(Energy(name, idle[name], working[name], above * call_s if above > 0 else None))
+    for meter, low, high in zip(readable, idle, working, strict=True):
+        if low and high:
+            idle_w, working_w = fmean(low), fmean(high)
+            out = working_w - idle_w > STANDS_OUT * math.hypot(_standard_error(low), _standard_error(high))
+            told.append(Energy(meter.name, idle_w, working_w, (working_w - idle_w) * call_s if out else None))
     return told
 
 
+def _standard_error(values: Sequence[float]) -> float:
+    return stdev(values) / math.sqrt(len(values)) if len(values) >= LEAST_INTERVALS else math.inf
+
+
 def meters(root: Path = ROOT) -> list[Meter]:
-    """All meters of this machine, readable or not."""
-    return [*rapl(root), *hwmon(root), *(gpu_meters() if root == ROOT else [])]
+    """All meters of this machine, readable or not, with names that tell them apart."""
+    found = [*rapl(root), *hwmon(root), *(gpu_meters() if root == ROOT else [])]
+    names = [meter.name for meter in found]
+    return [replace(m, name=f"{m.name} #{names[: i + 1].count(m.name)}") if names.count(m.name) > 1 else m for i, m in enumerate(found)]
 
 
 def why_none(found: Sequence[Meter]) -> str:

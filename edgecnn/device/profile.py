@@ -49,7 +49,7 @@ class Layer:
         name: of the layer by its weights, or of the node where it has none.
         node: as the graph calls it, without what the runtime adds.
         operator: as the runtime calls it, such as QLinearConv or Reorder.
-        seconds: median over the profiled calls.
+        seconds: mean of the profiled calls, without the tenth of them at either end.
     """
 
     name: str
@@ -278,7 +278,7 @@ def _openvino(folder: Path, manifest: Manifest, example: np.ndarray, threads: in
 def _layers(runs: Runs, names: dict[str, str]) -> tuple[Layer, ...]:
     if not runs or len({len(run) for run in runs}) != 1:
         raise DeviceError("the runtime's profile does not have the same layers in every call. Try again, with a newer runtime.")
-    # The mean, not the median: counters of whole microseconds would lose what is between. One late call in a hundred is cut on both sides.
+    # The mean, not the median: counters of whole microseconds would lose what is between. A tenth is cut on both sides: late calls.
     times = np.sort(np.array([[seconds for _, _, seconds in run] for run in runs]), axis=0)
     cut = len(times) // 10
     kept = times[cut : len(times) - cut].mean(axis=0)
