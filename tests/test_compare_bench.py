@@ -324,7 +324,7 @@ def test_doubts_are_told_once() -> None:
     rng = np.random.default_rng(0)
     contenders = [Contender(name, Path(name), 1) for name in "ab"]
     found = bench.race(contenders, lambda c: result(0.01, rng, doubts=next(doubts)), processes=5, seed=0, screen=QUIET)
-    lines = bench.remarks(found)
+    _, *lines = bench.remarks(found)
     assert len(lines) == 3
     assert all(line.endswith("(so in 5 of 5 processes)") for line in lines[:2])
     assert lines[2].startswith("b against a: cannot tell")
