@@ -56,7 +56,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(UsageError.exit_code, f"edgecnn: {printable(message)}. See `{self.prog} --help`.\n")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
-        if self.plain:
+        if self.plain or "--" in (args or ()):  # which the other way forgets
             return super().parse_known_args(args, namespace)
         self.plain = True  # for the other order comes back here
         try:
