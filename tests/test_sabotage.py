@@ -169,8 +169,8 @@ SWITCHES = (
     Switch(
         "an IR declares no entities",
         "device/graph.py",
-        'rb"<!(DOCTYPE|ENTITY)"',
-        'rb"<!(NOTHING)"',
+        '"<!(DOCTYPE|ENTITY)"',
+        '"<!(NOTHING)"',
         "compare_bench.py::test_ir_with_entities",
     ),
     # Recipes.

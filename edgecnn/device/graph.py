@@ -203,14 +203,16 @@ def read_ir(path: Path) -> ET.Element:
     """The XML of an OpenVINO IR.
 
     Raises:
-        ModelError: it is none, or declares entities, which no IR does and which can grow without end.
+        ModelError: it is none, is not UTF-8, or declares entities, which no IR does and which can grow without end.
     """
     if path.stat().st_size > _XML_MOST_BYTES:
         raise ModelError(f"{path}: larger than any IR that edgecnn reads. Is it the right file?")
-    text = path.read_bytes()
-    if re.search(rb"<!(DOCTYPE|ENTITY)", text):
-        raise ModelError(f"{path}: declares entities, which no OpenVINO IR does. Convert the model again.")
     try:
+        text = path.read_bytes().decode("utf-8-sig")  # whatever encoding it names: in another one, the search would see nothing
+        if "\0" in text:
+            raise ValueError("not UTF-8")
+        if re.search("<!(DOCTYPE|ENTITY)", text):
+            raise ModelError(f"{path}: declares entities, which no OpenVINO IR does. Convert the model again.")
         root = ET.fromstring(text)
     except (ET.ParseError, ValueError) as fault:
         raise ModelError(f"{path}: not a readable OpenVINO IR ({fault}). Convert the model again.") from None
