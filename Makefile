@@ -47,7 +47,7 @@ benchmarks/peers/.envs/%/ready: benchmarks/peers/requirements/%.txt
 bench: $(VENV)/ready  ## latency of the demo's bundles, and of MobileNetV2 where ../shared is; on a machine with nothing else to do
 	$(BIN)/python benchmarks/bench_fixed.py
 
-test-browser: $(VENV)/ready  ## the report in Chromium, with axe-core; needs chromium and npm
+test-browser: $(VENV)/ready  ## the pages in Chromium, with axe-core, to out/screenshots; needs chromium and npm
 	npm install --silent --no-save --no-package-lock playwright-core axe-core
 	$(BIN)/pytest -n0 -m browser
 

@@ -14,7 +14,7 @@ def main() -> int:
     if find_spec("typer") is None:
         from edgecnn.device.__main__ import main as board
 
-        if sys.argv[1:2] and sys.argv[1] in ("compress", "report", "recipe", "models", "doctor"):
+        if sys.argv[1:2] and sys.argv[1] in ("compress", "report", "recipe", "models", "doctor", "watch", "compare", "clean", "device"):
             print(f"edgecnn: {sys.argv[1]} needs the host's packages. Install them: pip install 'edgecnn[all]'", file=sys.stderr)
             return 2
         return board(own_process=True)

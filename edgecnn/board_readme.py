@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from edgecnn.device.spec import Manifest
 
 _INSTALL = {
@@ -14,8 +17,8 @@ _INSTALL = {
 def board_readme(manifest: Manifest) -> str:
     """Markdown for the manifest's bundle."""
     e = manifest.evidence
-    latency = e.get("latency_s")
-    timed = f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples, {e['where']}" if latency else e["where"]
+    told = timed(e.get("latency_s"))
+    latency = f"{told}, {e['where']}" if told else e["where"]
     build = (
         "    python3 -m edgecnn.device build .           # the engine for this GPU, once; kept in a cache\n"
         if manifest.runtime == "tensorrt"
@@ -28,7 +31,7 @@ Made by edgecnn from the recipe `{manifest.recipe}` ({manifest.recipe_sha256[:12
 The model is `{manifest.model_file}`, sha256 `{manifest.model_sha256}`.
 
 - top-1 {e["top1"]:.2%} on {e["n"]} images ({-100 * e["top1_drop"]:+.2f} points against the float model): {e["accuracy_where"]}
-- latency: {timed}
+- latency: {latency}
 {notes}
 Input: {taken(manifest)}. What is left to do is in `manifest.json`, and the program in `edgecnn/` does it.
 Outputs: logits, one for each line of `labels.txt`.
@@ -53,6 +56,13 @@ started with `PYTHONPATH` naming this folder:
     with Model.open("path/to/this/folder") as model:
         print(model.predict("photo.jpg"))       # [(label, probability), ...], the best first
 """
+
+
+def timed(latency: Mapping[str, Any] | None) -> str:
+    """A measured latency in a few words, or "" where there is none."""
+    if not latency:
+        return ""
+    return f"void ({latency['void']})" if latency.get("void") else f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples"
 
 
 def taken(manifest: Manifest) -> str:

@@ -50,7 +50,7 @@ def command(words: Sequence[str], *, own_process: bool = False) -> int:
     with Board(parse_address(arguments.on), say=aloud) as board:
         code, out, err = board.run(*sent, timeout_s=TIMEOUT_S)
     names = {f"in{i}": str(word) for i, word in enumerate(sent) if isinstance(word, Path)}
-    if out and code in (0, DataError.exit_code):
+    if out and code in (0, DataError.exit_code) and (arguments.json or not getattr(arguments, "quiet", False)):
         print(_shown(out, names, as_json=arguments.json))
     lines = [printable(_named(line.removeprefix("edgecnn: "), names)) for line in err.splitlines() if line.strip()]
     if out and code == DataError.exit_code:  # some of the images were refused, each has its line

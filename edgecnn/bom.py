@@ -71,7 +71,7 @@ def _model(manifest: Manifest) -> dict[str, Any]:
         {"type": "top-1 drop against the float model", "value": repr(e["top1_drop"]), "confidenceInterval": _interval(e["drop_interval"])},
         {"type": "same class as the float model", "value": repr(e["agreement"])},
     ]
-    if latency:
+    if latency and not latency.get("void"):
         metrics += [
             {"type": f"{name} latency in seconds", "value": repr(latency[name]), "slice": e["where"]}
             for name in ("p50", "p90", "p99")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from edgecnn.board_readme import taken
+from edgecnn.board_readme import taken, timed
 from edgecnn.device.spec import Manifest
 
 CARD = "MODEL_CARD.md"
@@ -23,9 +23,8 @@ def model_card(manifest: Manifest) -> str:
         manifest: complete: digests, evidence, recipe.
     """
     e = manifest.evidence
-    origin, latency = e["made_from"], e["latency_s"]
+    origin = e["made_from"]
     low, high = e["interval"]
-    timed = f"p50 {latency['p50'] * 1e3:.3g} ms, {latency['n']} samples" if latency else "none"
     drop_low, drop_high = e["drop_interval"]
     steps = "".join(f"- {step}\n" for step in (origin["model"], *origin["stages"], f"{manifest.runtime}, {manifest.candidate}"))
     notes = "".join(f"- {note}\n" for note in e["notes"])
@@ -52,7 +51,7 @@ Trained or judged on the data `{origin["data"]}` (sha256 `{origin["data_sha256"]
 | top-1 accuracy, {e["n"]} images | {e["top1"]:.2%}, 95 % interval {low:.2%} to {high:.2%} | {e["accuracy_where"]} |
 | drop against the float model | {100 * e["top1_drop"]:+.2f} points, interval {100 * drop_low:+.2f} to {100 * drop_high:+.2f} | same |
 | same class as the float model | {e["agreement"]:.2%} | same |
-| latency of one image | {timed} | {e["where"]} |
+| latency of one image | {timed(e["latency_s"]) or "none"} | {e["where"]} |
 
 {notes}
 ## Limits

@@ -219,8 +219,8 @@ def slower_than_float(tried: Sequence[Tried], chosen: Tried) -> list[str]:
 
 
 def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, str]) -> list[dict[str, Any]]:
-    """The candidates as result.json lists them; `speedup` is over the fastest float candidate."""
-    floats = [t.p50_s for t in tried if t.candidate.precision != "int8" and t.p50_s is not None]
+    """The candidates as result.json lists them; `speedup` is over the fastest float candidate, and of latencies that are not void."""
+    floats = [t.p50_s for t in tried if t.candidate.precision != "int8" and t.p50_s is not None and not t.void]
     rows = []
     for t in tried:
         p50 = t.p50_s
@@ -239,8 +239,9 @@ def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, st
                 "choice_n": t.n,
                 "p50_s": p50,
                 "p90_s": t.p90_s,
+                "void": t.void,
                 "samples_n": sum(len(r.samples_s) for r in t.results),
-                "speedup": min(floats) / p50 if floats and p50 else None,
+                "speedup": min(floats) / p50 if floats and p50 and not t.void else None,
                 "notes": list(t.artifact.notes) if t.artifact else [],
             }
         )

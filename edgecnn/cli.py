@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import io
 import json
-import re
 import shlex
 import signal
 import sys
@@ -39,6 +37,8 @@ Settings = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Change a key of the recipe, such as seed=1 or targets[0].precision=auto."),
 ]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Show the result only, not the progress.")]
+# Of commands that write something: what they say about it is all they show.
+Silent = Annotated[bool, typer.Option("--quiet", "-q", help="Say nothing where all is well.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
@@ -58,7 +58,8 @@ def run(*, own_process: bool = False) -> int:
 
     def call() -> int:
         try:
-            code = app(standalone_mode=False, obj=own_process) or DONE
+            # By its own name, also as `python -m edgecnn`: completion is installed for it.
+            code = app(standalone_mode=False, obj=own_process, prog_name="edgecnn") or DONE
         except typer.Exit as leave:
             code = leave.exit_code
         except typer.Abort:
@@ -88,6 +89,8 @@ def _usage_line(fault: Exception) -> str | None:
     context = getattr(fault, "ctx", None)
     hint = f" See `{context.command_path} --help`." if context else ""
     told = show()
+    if told.startswith("Usage: "):  # a group without a command: its whole help
+        return str(told)
     return f"edgecnn: {told}{'' if told[-1:] in '.?!' else '.'}{hint}"
 
 
@@ -204,6 +207,7 @@ def bench(
     from edgecnn import bench as host
     from edgecnn.remote import on as connected
     from edgecnn.screen import Screen
+    from edgecnn.tables import print_table, print_wrapped
 
     counts = host.numbers(threads)
     host.check_options(
@@ -227,9 +231,10 @@ def bench(
         print(json.dumps(compared.to_json()))
     else:
         for head, rows in host.tables(compared):
-            _table(head, rows)
+            print_table(head, rows)
             print()
-        print("\n".join(host.remarks(compared)))
+        for remark in host.remarks(compared):
+            print_wrapped(remark)
     host.check_all_ran(compared)
     return DONE
 
@@ -274,12 +279,13 @@ def device_list(as_json: Json = False) -> int:
     from dataclasses import asdict
 
     from edgecnn.remote import registered
+    from edgecnn.tables import print_table
 
     boards = registered()
     if as_json:
         print(json.dumps({name: asdict(address) for name, address in boards.items()}))
     elif boards:
-        _table(("name", "address", "python"), [(name, address, address.python) for name, address in boards.items()])
+        print_table(("name", "address", "python"), [(name, address, address.python) for name, address in boards.items()])
     else:
         print("No board was added yet: edgecnn device add NAME ssh://user@host[:port]")
     return DONE
@@ -289,6 +295,7 @@ def device_list(as_json: Json = False) -> int:
 def report(
     folder: Annotated[Path, typer.Argument(help="A run folder, or its result.json.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help="The HTML file; default report.html in the run folder.")] = None,
+    quiet: Silent = False,
     as_json: Json = False,
 ) -> int:
     """Write the HTML report of a run again from its result.json."""
@@ -300,7 +307,8 @@ def report(
         raise UsageError(f"{result}: not there. Give the folder of a finished run; `edgecnn compress` makes one.")
     html = out or result.parent / "report.html"
     write_report(result, html)
-    print(json.dumps({"report": str(html)}) if as_json else html)
+    if as_json or not quiet:
+        print(json.dumps({"report": str(html)}) if as_json else html)
     return DONE
 
 
@@ -308,6 +316,7 @@ def report(
 def watch(
     folder: Annotated[Path, typer.Argument(metavar="RUN", help="The folder of a run that goes on, or will.")],
     port: Annotated[int, typer.Option(min=0, max=65535, help="Of 127.0.0.1; 0 for any that is free.")] = 0,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Serve the page only, and show nothing here but its address.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the state as one JSON object, and leave.")] = False,
 ) -> int:
     """Show a run while it works: here, and as a page for this machine only. Ctrl-C ends the watching, not the run."""
@@ -319,29 +328,44 @@ def watch(
         return DONE
     with served(folder, port) as address:
         print(f"watch: {address}", file=sys.stderr, flush=True)
-        follow(progress, address)
+        if not progress.state()["name"] and not quiet:
+            print(f"watch: no run in {printable(str(folder))} yet; waiting for one to begin.", file=sys.stderr, flush=True)
+        follow(progress, address, quiet=quiet)
     return DONE
 
 
-@app.command(short_help="Hold runs against the first: recipe, accuracy, latency.")
+@app.command(short_help="Hold runs or bundles against the first.")
 def compare(
-    runs: Annotated[list[Path], typer.Argument(metavar="RUN_A RUN_B...", help="Run folders or their result.json; A is the baseline.")],
+    runs: Annotated[
+        list[Path], typer.Argument(metavar="A B", help="Run folders (or their result.json) and bundles, in any mix; A is the baseline.")
+    ],
+    data: Annotated[Path | None, typer.Option(help="Prepared images to run every bundle on, so that accuracy is of the same ones.")] = None,
     html: Annotated[Path | None, typer.Option("--html", help="Also write the comparison to this file, as a page.")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> int:
-    """Hold runs against the first: what changed in the recipe, and in accuracy, latency and size, or that it cannot be told."""
+    """Hold runs and bundles against the first: what changed in the recipe, and in accuracy, latency and size, or that it cannot be told."""
     from edgecnn.compare import compare, tables, write_page
+    from edgecnn.screen import Screen
+    from edgecnn.tables import print_table, print_wrapped
 
-    found = compare(runs)
+    found = compare(runs, data, Screen(quiet=quiet or as_json))
     if html:
         write_page(found, html)
     if as_json:
         print(json.dumps(found))
         return DONE
-    for title, head, rows in tables(found):
-        print(f"\n{title}")
-        _table(head, rows)
-    print("\n".join(["", *found["remarks"], *([str(html)] if html else [])]))
+    for table in tables(found):
+        print(f"\n{table.title}" if table.title != "what is compared" else table.title)
+        if table.rows:
+            print_table(table.head, table.rows)
+        for note in table.notes:
+            print_wrapped(note)
+    print()
+    for remark in found["remarks"]:
+        print_wrapped(remark, "")
+    if html:
+        print(html)
     return DONE
 
 
@@ -349,17 +373,21 @@ def compare(
 def clean(
     folder: Annotated[Path, typer.Argument(help="A run folder.")],
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list them.")] = False,
+    quiet: Silent = False,
     as_json: Json = False,
 ) -> int:
     """Remove the stored steps of earlier recipes, which the folder's last finished run did not use."""
     from edgecnn import store
+    from edgecnn.tables import print_table
 
     found = store.unused(folder) if dry_run else store.clean(folder)
     if as_json:
         print(json.dumps({"removed": not dry_run, "steps": {path.name: size for path, size in found.items()}}))
         return DONE
+    if quiet:
+        return DONE
     if found:
-        _table(("step", "MB"), [(path.name, f"{size / 1e6:.1f}") for path, size in found.items()])
+        print_table(("step", "MB"), [(path.name, f"{size / 1e6:.1f}") for path, size in found.items()])
     print(f"{len(found)} steps, {sum(found.values()) / 1e6:.1f} MB{'' if dry_run else ', removed'}.")
     return DONE
 
@@ -380,8 +408,10 @@ def doctor(as_json: Json = False) -> int:
 
 
 def _findings(found: Sequence[Finding]) -> None:
+    from edgecnn.tables import print_table
+
     marks = {True: "ok", False: "!", None: ""}
-    _table(("", "topic", "found", "what it means"), [(marks[f.ok], f.topic, f.value, f.meaning) for f in found])
+    print_table(("", "topic", "found", "what it means"), [(marks[f.ok], f.topic, f.value, f.meaning) for f in found])
 
 
 @app.command(short_help="Search timm's and torchvision's models.")
@@ -394,6 +424,7 @@ def models(
     from dataclasses import asdict
 
     from edgecnn.errors import UsageError
+    from edgecnn.tables import print_table
     from edgecnn.zoo import find_models
 
     found = find_models(pattern, limit)
@@ -402,7 +433,7 @@ def models(
     if as_json:
         print(json.dumps([asdict(f) for f in found]))
         return DONE
-    _table(
+    print_table(
         ("source", "name", "parameters", "MACs", "input", "pretrained"),
         [
             (
@@ -420,13 +451,20 @@ def models(
 
 
 @recipe_app.command("check")
-def recipe_check(recipe: Annotated[Path, typer.Argument(help="The recipe.")], settings: Settings = None, as_json: Json = False) -> int:
+def recipe_check(
+    recipe: Annotated[Path, typer.Argument(help="The recipe.")],
+    settings: Settings = None,
+    quiet: Silent = False,
+    as_json: Json = False,
+) -> int:
     """Read a recipe strictly and list everything that is wrong with it."""
     from edgecnn.recipe import load_recipe
 
     loaded = load_recipe(recipe, settings or [])
     if as_json:
         print(json.dumps(loaded.model_dump(mode="json")))
+        return DONE
+    if quiet:
         return DONE
     targets = ", ".join(f"{t.name} ({t.runtime} {t.precision})" for t in loaded.targets)
     print(f"{recipe}: good. {' -> '.join(['load', *(s.stage for s in loaded.stages)])} -> {targets}")
@@ -454,29 +492,3 @@ def recipe_init(
     text = init_recipe(model, str(data))
     print(json.dumps({"recipe_text": text}) + "\n" if as_json else text, end="")
     return DONE
-
-
-def _table(head: tuple[str, ...], rows: Sequence[tuple[Any, ...]]) -> None:
-    """An aligned table without a frame, figures to the right; plain text where the output is piped."""
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    cells = [[printable(str(cell)) for cell in row] for row in rows]
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for title, *column in zip(head, *cells, strict=False):
-        figures = any(map(_is_figure, column)) and all(_is_figure(cell) or cell in ("", "-", "?") for cell in column)
-        table.add_column(title, justify="right" if figures else "left")
-    for row in cells:
-        table.add_row(*map(Text, row))
-    if sys.stdout.isatty():
-        Console().print(table)
-        return
-    console = Console(width=160, file=io.StringIO())
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-
-
-def _is_figure(cell: str) -> bool:
-    return re.fullmatch(r"[+-]?[\d.,]+( ?(%|x|M|MB|ms|points))?", cell) is not None

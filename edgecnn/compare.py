@@ -1,232 +1,177 @@
-"""Runs side by side: what changed in the recipe, and what that did to accuracy, latency and size, each with how sure it is.
+"""Runs and bundles side by side: what changed in the recipe, and what that did to accuracy, latency and size, each with how sure it is.
 
-Every run is held against the first. Where two runs predicted the very same images, accuracy is compared image by image; latency is ranked
-from the processes' raw samples, and only between measurements of one machine. What cannot be compared is said to be so, with the reason.
+Each is held against the first. Where two predicted the very same images, accuracy is compared image by image; latency is ranked from the
+processes' raw samples, and only between measurements of one machine. What cannot be compared is said to be so, with the reason.
 """
 
 from __future__ import annotations
 
+import hashlib
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from edgecnn.device.files import write_atomically
+from edgecnn.device.bundle import MANIFEST
+from edgecnn.device.evaluate import accuracy
+from edgecnn.device.packed import Packed, open_packed
+from edgecnn.device.spec import read_manifest
 from edgecnn.device.stats import compare as rank
-from edgecnn.device.stats import percentile, wilson
-from edgecnn.errors import IntegrityError, UsageError, printable
+from edgecnn.device.stats import wilson
+from edgecnn.errors import UsageError, printable
+from edgecnn.measure import evaluate
 from edgecnn.parity import paired_interval
-from edgecnn.report.page import read_result, render_tables
-from edgecnn.trust.change import ALPHA, classes, flips
+from edgecnn.report.page import render_tables, write_html
+from edgecnn.screen import Screen
+from edgecnn.shipped import Shipped, Side, read_side
+from edgecnn.targets.tensorrt import gpu_here
+from edgecnn.trust.change import ALPHA, Predictions, classes, flips
 from edgecnn.trust.predicted import Predicted, read_predictions
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-# What tells two machines apart that report the same CPU.
-MACHINE = ("board", "cpu", "architecture", "instruction_sets", "cores_online", "affinity", "cpu_limit", "memory_bytes", "gpus")
+NOT_AVAILABLE = "not available"
 OWN_TIME = (
     "Each run measured latency in its own time, not taking turns with the others: what the machine did in between is in the ratio. "
     "`edgecnn bench` on the bundles lets them take turns."
 )
 
-Table = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a title, and below them what does not fit into a cell; without rows, only that."""
+
+    title: str
+    head: tuple[str, ...]
+    rows: list[tuple[str, ...]]
+    notes: list[str]
 
 
-@dataclass(frozen=True, eq=False)
-class Shipped:
-    """What one run ships for one target.
-
-    Attributes:
-        latency: `latency_s` of the result; empty where it was not measured.
-        machine: what must be equal for two latencies to be of one machine.
-        classes: those that have evaluation images.
-        predictions: where each image's answers lie, if the run kept them.
-    """
-
-    name: str
-    runtime: str
-    candidate: str
-    verdict: str
-    top1: float
-    n: int
-    size_bytes: int
-    latency: dict[str, Any]
-    machine: tuple[Any, ...]
-    classes: frozenset[str]
-    predictions: Path
-
-    def processes(self) -> list[list[float]] | None:
-        """The samples in seconds, a list for each process; None where the run did not keep which is of which."""
-        samples: list[float] = self.latency["samples"]
-        counts: list[int] = self.latency.get("samples_by_process") or ([len(samples)] if self.latency["processes"] == 1 else [])
-        if sum(counts) != len(samples):
-            return None
-        ends = np.cumsum(counts).tolist()
-        return [samples[end - count : end] for end, count in zip(ends, counts, strict=True)]
-
-    def p50(self) -> float | None:
-        return percentile(self.latency["samples"], 0.5) if self.latency.get("samples") else None
-
-
-@dataclass(frozen=True, eq=False)
-class RunFolder:
-    """One run; `settings` are its recipe's by the names that `--set` gives them, with the data's digest and the libraries' versions."""
-
-    letter: str
-    folder: Path
-    name: str
-    verdict: str
-    settings: dict[str, Any]
-    targets: list[Shipped]
-
-
-def compare(paths: Sequence[Path]) -> dict[str, Any]:
-    """Hold every run against the first.
+def compare(paths: Sequence[Path], data: Path | None = None, screen: Screen | None = None) -> dict[str, Any]:
+    """Hold each of `paths` against the first.
 
     Args:
-        paths: run folders, or their result.json.
+        paths: run folders or their result.json, and bundles, in any mix.
+        data: prepared images on which every bundle is run, so that accuracy is of the same images; None takes what was kept.
+        screen: where it is told that bundles are run.
 
     Returns:
         `runs`; `changed` (`key`, and `values`, one a run); `targets` (`ships`, one of each run that has it, and `against`, one of each
-        run but the first: `accuracy`, `latency`, `size_ratio`); `unmatched` targets; `remarks`.
+        run but the first: `accuracy`, `latency`, `size_ratio`); `unmatched` targets; `remarks`. A bundle is a run of one target, whose
+        `verdict` is None.
 
     Raises:
-        UsageError: fewer than two runs, a folder that is no run, or one that has no target in common with the first.
-        IntegrityError: a result or predictions that cannot be read.
+        UsageError: fewer than two, one that is neither run nor bundle, or that has no target in common with the first.
+        IntegrityError: a result, predictions or a bundle that cannot be read or is not as it was made.
+        DeviceError: a bundle cannot be run on `data`.
     """
     if not 2 <= len(paths) <= len(LETTERS):
-        raise UsageError(f"compare: found {len(paths)} of at least two runs. Give two run folders or more, {len(LETTERS)} at most.")
-    first, *others = runs = [_read(letter, path) for letter, path in zip(LETTERS, paths, strict=False)]
-    pairs = {run.letter: _matched(first, run) for run in others}
+        raise UsageError(f"compare: found {len(paths)} of at least two. Give two run folders or bundles or more, {len(LETTERS)} at most.")
+    first, *others = sides = [read_side(letter, path) for letter, path in zip(LETTERS, paths, strict=False)]
+    pairs = {side.letter: _matched(first, side) for side in others}
+    images = None if data is None else open_packed(data, check=True)
     targets: list[dict[str, Any]] = []
     for ours in first.targets:
-        theirs = {letter: pair[ours.name] for letter, pair in pairs.items() if ours.name in pair}
-        if theirs:
-            against = [{"run": letter, **_against(ours, shipped)} for letter, shipped in theirs.items()]
-            ships = [_ships(letter, shipped) for letter, shipped in {first.letter: ours, **theirs}.items()]
-            targets.append({"target": ours.name, "ships": ships, "against": against})
+        shipped = [ours, *(pair[ours.name] for pair in pairs.values() if ours.name in pair)]
+        if len(shipped) > 1:
+            shipped = shipped if images is None else [_answered(t, images, screen or Screen(quiet=True)) for t in shipped]
+            against = [{"run": t.side, "name": t.name, **_against(shipped[0], t)} for t in shipped[1:]]
+            targets.append({"target": ours.name, "ships": list(map(_ships, shipped)), "against": against})
     timed = any(a["latency"]["ratio"] is not None for t in targets for a in t["against"])
+    judged = [] if images is None else [f"Accuracy: each bundle was run here on the {len(images)} images of {data}."]
     return {
-        "runs": [{"run": r.letter, "folder": str(r.folder), "name": r.name, "verdict": r.verdict} for r in runs],
-        "changed": _changed(runs),
+        "runs": [{"run": s.letter, "folder": str(s.path), "name": s.name, "verdict": s.verdict} for s in sides],
+        "changed": _changed(sides),
         "targets": targets,
         "unmatched": [
             *({"run": first.letter, "target": t.name} for t in first.targets if not any(t.name in pair for pair in pairs.values())),
-            *({"run": r.letter, "target": t.name} for r in others for t in r.targets if t not in pairs[r.letter].values()),
+            *({"run": s.letter, "target": t.name} for s in others for t in s.targets if t not in pairs[s.letter].values()),
         ],
-        "remarks": [OWN_TIME] if timed else [],
+        "remarks": [*judged, *([OWN_TIME] if timed else [])],
     }
 
 
 def tables(found: dict[str, Any]) -> list[Table]:
-    """What `compare` found, as title, head and rows of text: what the terminal and the page show."""
+    """What `compare` found: what the terminal and the page show."""
     letters = tuple(run["run"] for run in found["runs"])
-    shown: list[Table] = [
-        ("runs", ("run", "folder", "recipe", "verdict"), [(r["run"], r["folder"], r["name"], r["verdict"]) for r in found["runs"]]),
-        ("what changed", ("key", *letters), [(c["key"], *map(_text, c["values"])) for c in found["changed"]] or [("nothing",)]),
-        (
+    ships = [s for t in found["targets"] for s in t["ships"]]
+    against = [(t["target"] + (f", {a['name']}" if a["name"] != t["target"] else ""), a) for t in found["targets"] for a in t["against"]]
+    runs: list[tuple[str, ...]] = [(r["run"], r["folder"], r["name"], _known(r["verdict"])) for r in found["runs"]]
+    whole = all(run["verdict"] is not None for run in found["runs"])
+    nothing = "Nothing: the same recipe, the same data and the same versions of the libraries."
+    nothing = nothing if whole else "Nothing, as far as the bundles tell: they do not hold the recipe, but its digest."
+    changed = [(c["key"], *map(_text, c["values"])) for c in found["changed"]]
+    shown = [
+        Table("what is compared", ("which", "folder", "recipe", "verdict"), runs, []),
+        Table("what changed in the recipe", ("key", *letters), changed, [] if changed else [nothing]),
+        Table(
             "what ships",
-            ("target", "run", "runtime", "file", "top-1", "images", "p50 ms", "MB", "verdict"),
-            [
-                (
-                    s["name"],
-                    s["run"],
-                    s["runtime"],
-                    s["file"],
-                    f"{s['top1']:.2%}",
-                    str(s["n"]),
-                    "-" if s["p50_s"] is None else f"{s['p50_s'] * 1e3:.3g}",
-                    f"{s['size_bytes'] / 1e6:.2f}",
-                    s["verdict"],
-                )
-                for t in found["targets"]
-                for s in t["ships"]
-            ],
+            ("target", "which", "runtime", "file", "top-1", "images", "p50 ms", "MB", "verdict"),
+            list(map(_shipped_row, ships)),
+            [f"latency of {s['run']}, {s['name']}: void, so not shown: {s['void'].partition(';')[0]}" for s in ships if s["void"]],
         ),
-        (
+        Table(
             f"against {letters[0]}",
-            ("target", "run", "of", "change", "interval", "what it says"),
-            [row for t in found["targets"] for a in t["against"] for row in _lines(t["target"], a)],
+            ("target", "which", "of", "change", "interval", "verdict"),
+            [row for target, a in against for row in _rows(target, a)],
+            [note for target, a in against for note in _notes(target, a)],
         ),
     ]
     if found["unmatched"]:
-        shown.append(("not compared", ("target", "run"), [(u["target"], u["run"]) for u in found["unmatched"]]))
-    return [(title, head, [tuple(map(printable, row)) for row in rows]) for title, head, rows in shown]
+        shown.append(Table("not compared", ("target", "which"), [(u["target"], u["run"]) for u in found["unmatched"]], []))
+    return [replace(t, rows=[tuple(map(printable, row)) for row in t.rows], notes=list(map(printable, t.notes))) for t in shown]
 
 
 def write_page(found: dict[str, Any], html: Path) -> None:
     """The same as one HTML file without scripts; `html` appears whole or not at all."""
-    write_atomically(html, render_tables("edgecnn: runs compared", tables(found), found["remarks"]).encode())
+    write_html(html, render_tables("edgecnn: side by side", tables(found), found["remarks"]))
 
 
-def _read(letter: str, path: Path) -> RunFolder:
-    file = path / "result.json" if path.is_dir() else path
-    result = read_result(file)
-    try:
-        machine, devices = result["environment"]["machine"], {t["name"]: t.get("device") for t in result["recipe"]["targets"]}
-        facts = tuple(str(machine.get(key)) for key in MACHINE)
-        targets = []
-        for t in result["targets"]:
-            name = str(t["name"])
-            if Path(name).name != name:
-                raise ValueError(f"a target named {name!r}")
-            # Of a board, its address and CPU; of this machine, what it told about itself.
-            place = (t["where"].rpartition(f", {t['runtime']}")[0], *(() if devices.get(name) else facts))
-            latency = t.get("latency_s", {})
-            if latency:
-                latency = {**latency, "samples": [float(s) for s in latency["samples"]], "processes": int(latency["processes"])}
-            targets.append(
-                Shipped(
-                    name,
-                    str(t["runtime"]),
-                    str(t["candidate"]),
-                    str(t["verdict"]),
-                    float(t["top1"]),
-                    int(t["n"]),
-                    int(t["size_bytes"]),
-                    latency,
-                    place,
-                    frozenset(str(c["label"]) for c in t["per_class"]),
-                    file.parent / "predictions" / f"{name}.npz",
-                )
-            )
-        settings = dict(_flat({**result["recipe"], "versions": result["environment"]["versions"]}))
-        settings["data.digest"] = str(result["data"]["digest"])[:16]
-        return RunFolder(letter, path, str(result["name"]), str(result["verdict"]), settings, targets)
-    except (KeyError, TypeError, ValueError, AttributeError) as fault:
-        raise IntegrityError(
-            f"{file}: not a whole result of a run ({type(fault).__name__}: {fault}). Run `edgecnn compress` again to write it anew."
-        ) from None
-
-
-def _matched(first: RunFolder, run: RunFolder) -> dict[str, Shipped]:
-    """The run's target for each of the first's, by name, else the first that is left of the same runtime."""
-    by_name = {t.name: t for t in run.targets}
+def _matched(first: Side, side: Side) -> dict[str, Shipped]:
+    """The side's target for each of the first's, by name, else the first that is left of the same runtime; two bundles always meet."""
+    if first.recipe is None and side.recipe is None:
+        return {first.targets[0].name: side.targets[0]}
+    by_name = {t.name: t for t in side.targets}
     found = {t.name: by_name.pop(t.name) for t in first.targets if t.name in by_name}
     for ours in first.targets:
         left = [t for t in by_name.values() if t.runtime == ours.runtime]
         if ours.name not in found and left:
             found[ours.name] = by_name.pop(left[0].name)
     if not found:
-        have = [", ".join(f"{t.name} ({t.runtime})" for t in r.targets) or "none" for r in (first, run)]
+        have = [", ".join(f"{t.name} ({t.runtime})" for t in s.targets) or "none" for s in (first, side)]
         raise UsageError(
-            f"{run.folder}: no target in common with {first.folder}: {have[1]}, and {have[0]}. "
-            "Compare runs that share a target's name or its runtime."
+            f"{side.path}: no target in common with {first.path}: {have[1]}, and {have[0]}. "
+            "Compare runs that share a target's name or its runtime, or two bundles."
         )
     return found
 
 
-def _ships(letter: str, t: Shipped) -> dict[str, Any]:
+def _answered(t: Shipped, images: Packed, screen: Screen) -> Shipped:
+    """What is shipped, with its accuracy and its answers on `images`, which its bundle is run on here."""
+    manifest = read_manifest(t.bundle / MANIFEST)
+    screen.say(f"{t.side}: {t.bundle} on {len(images)} images")
+    stand_in = "onnxruntime" if t.runtime == "tensorrt" and not gpu_here() else None  # the same graph, for accuracy only
+    with tempfile.TemporaryDirectory() as work:
+        evaluate(t.bundle, images.folder, Path(work) / "logits.npy", threads=1, runtime=stand_in)
+        logits = np.load(Path(work) / "logits.npy", allow_pickle=False)
+    contents = tuple(hashlib.sha256(images.one(i).tobytes()).hexdigest() for i in range(len(images)))
+    told, got = Predictions.of(logits), accuracy(logits, images.labels)
+    return replace(t, top1=got.top1, n=got.n, answers=Predicted(contents, images.labels, told, told, manifest.labels))
+
+
+def _ships(t: Shipped) -> dict[str, Any]:
     return {
-        "run": letter,
+        "run": t.side,
         "name": t.name,
         "runtime": t.runtime,
         "file": t.candidate,
         "top1": t.top1,
         "n": t.n,
         "p50_s": t.p50(),
+        "void": str(t.latency.get("void", "")),
         "size_bytes": t.size_bytes,
         "verdict": t.verdict,
     }
@@ -241,7 +186,7 @@ def _against(ours: Shipped, theirs: Shipped) -> dict[str, Any]:
 
 
 def _accuracy(ours: Shipped, theirs: Shipped) -> dict[str, Any]:
-    """`change` of top-1 (positive is better) with its 95 % `interval`, and `verdict`.
+    """`change` of top-1 (positive is better) with its 95 % `interval`, None between two tasks, and `verdict`.
 
     Paired: exact McNemar, and Bonett and Price's interval. Otherwise Newcombe's hybrid score interval (Statistics in Medicine 17, 1998,
     method 10) of two independent shares.
@@ -254,14 +199,16 @@ def _accuracy(ours: Shipped, theirs: Shipped) -> dict[str, Any]:
         paid = classes(before.labels, before.after, after.after, before.names)["flagged"]
         change, interval, sure = (found["won"] - found["lost"]) / found["n"], (-high, -low), found["p"] < ALPHA
         told: dict[str, Any] = {"paired": True, "flips": found, "flagged": paid}
+        if not found["changed"]:
+            return {"verdict": "same", "change": change, "interval": list(interval), **told}
+    elif not (ours.classes <= theirs.classes or theirs.classes <= ours.classes):
+        return {"verdict": "cannot tell", "change": None, "interval": None, "paired": False, "why": "the classes differ: another task"}
     else:
         (l1, u1), (l2, u2) = (wilson(round(t.top1 * t.n), t.n) for t in (ours, theirs))
         change = theirs.top1 - ours.top1
         interval = change - math.hypot(theirs.top1 - l2, u1 - ours.top1), change + math.hypot(u2 - theirs.top1, ours.top1 - l1)
         sure = not interval[0] <= 0 <= interval[1]
         told = {"paired": False, "why": why}
-        if not (ours.classes <= theirs.classes or theirs.classes <= ours.classes):
-            sure, told["why"] = False, "the classes differ: another task"
     verdict = ("better" if change > 0 else "worse") if sure else "cannot tell"
     return {"verdict": verdict, "change": change, "interval": list(interval), **told}
 
@@ -270,9 +217,9 @@ def _paired(ours: Shipped, theirs: Shipped) -> tuple[tuple[Predicted, Predicted]
     """Both files' answers to the same images in the same order, or why there are none."""
     both = []
     for t in (ours, theirs):
-        told = read_predictions(t.predictions)
+        told = t.answers or read_predictions(t.predictions)
         if told is None:
-            return None, f"{t.predictions} is not there"
+            return None, f"{t.predictions} is not there; with --data, both are run on the same images"
         if len(told.labels) != t.n or not math.isclose(float((told.after.top1 == told.labels).mean()), t.top1, abs_tol=1e-6):
             return None, f"{t.predictions} is not of this result"
         if told.labels.min() < 0 or told.labels.max() >= len(told.names):
@@ -297,23 +244,26 @@ def _sorted(told: Predicted) -> Predicted:
 
 
 def _latency(ours: Shipped, theirs: Shipped) -> dict[str, Any]:
-    """`verdict` about `theirs`, `ratio` of its p50 with the interval at 99 %, and `reason` where it cannot be told."""
+    """`verdict` about `theirs`, `ratio` of its p50 with its interval, and `reason` where it cannot be told."""
 
     def cannot(reason: str) -> dict[str, Any]:
         return {"verdict": "cannot tell", "ratio": None, "low": None, "high": None, "reason": reason}
 
     both = (ours, theirs)
-    if any(not t.latency for t in both):
-        return cannot("not measured in " + (" and ".join(w for w, t in zip(("the first", "this one"), both, strict=True) if not t.latency)))
+    if missing := [t.side for t in both if not t.latency]:
+        return cannot(f"not measured in {' and '.join(missing)}")
+    if void := [t.side for t in both if t.latency.get("void")]:
+        return cannot(f"the measurement of {' and '.join(void)} is void")
+    if kept := [t.side for t in both if not t.latency.get("samples")]:
+        return cannot(f"the bundle {' and '.join(kept)} keeps no raw samples: `edgecnn bench {ours.bundle} {theirs.bundle}` measures both")
     if ours.machine != theirs.machine:
         return cannot("measured on different machines")
     threads = [t.latency.get("threads") for t in both]
     if threads[0] != threads[1]:
         return cannot(f"measured with {threads[0]} and {threads[1]} threads")
     for t in both:
-        unsteady = [d for d in t.latency.get("doubts", []) if str(d).startswith("unsteady")]
-        if t.latency.get("void") or unsteady:
-            return cannot(f"the measurement is void: {t.latency['void']}" if t.latency.get("void") else str(unsteady[0]))
+        if unsteady := [str(d) for d in t.latency.get("doubts", []) if str(d).startswith("unsteady")]:
+            return cannot(f"{t.side} is {unsteady[0]}")
     samples = [t.processes() for t in both]
     if samples[0] is None or samples[1] is None:
         return cannot("an older edgecnn did not keep which samples are of which process: run its `edgecnn compress` again")
@@ -323,54 +273,56 @@ def _latency(ours: Shipped, theirs: Shipped) -> dict[str, Any]:
     return found
 
 
-def _changed(runs: Sequence[RunFolder]) -> list[dict[str, Any]]:
-    keys = dict.fromkeys(key for run in runs for key in run.settings)
-    rows = [{"key": key, "values": [run.settings.get(key) for run in runs]} for key in keys]
-    return [row for row in rows if any(value != row["values"][0] for value in row["values"][1:])]
+def _changed(sides: Sequence[Side]) -> list[dict[str, Any]]:
+    """The keys whose values differ among those who know them: None where a recipe has no such key."""
+    bundles = any(side.recipe is None for side in sides)
+    known = [{**(s.recipe or {}), **(s.made_from if bundles else {}), **s.common} for s in sides]
+    rows = []
+    for key in dict.fromkeys(key for settings in known for key in settings):
+        values = [k.get(key, None if s.recipe is not None else NOT_AVAILABLE) for s, k in zip(sides, known, strict=True)]
+        told = [value for value in values if value != NOT_AVAILABLE]
+        if any(value != told[0] for value in told[1:]):
+            rows.append({"key": key, "values": values})
+    return rows
 
 
-def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
-    """Settings by the names that `--set` gives them; a target by its name, so that order changes nothing."""
-    if isinstance(value, dict):
-        for k, v in value.items():
-            yield from _flat(v, f"{key}.{k}" if key else str(k))
-    elif isinstance(value, list) and value and all(isinstance(v, dict) for v in value):
-        for i, v in enumerate(value):
-            yield from _flat(v, f"{key}.{v['name']}" if key == "targets" else f"{key}[{i}]")
-    else:
-        yield key, value
+def _shipped_row(s: dict[str, Any]) -> tuple[str, ...]:
+    p50 = "void" if s["void"] else "-" if s["p50_s"] is None else f"{s['p50_s'] * 1e3:.3g}"
+    size = f"{s['size_bytes'] / 1e6:.2f}"
+    return (s["name"], s["run"], s["runtime"], s["file"], f"{s['top1']:.2%}", str(s["n"]), p50, size, _known(s["verdict"]))
 
 
-def _lines(target: str, a: dict[str, Any]) -> list[tuple[str, ...]]:
+def _rows(target: str, a: dict[str, Any]) -> list[tuple[str, ...]]:
     """Accuracy, latency and size of one run's target against the first's."""
-    accuracy, latency = a["accuracy"], a["latency"]
+    accuracy, latency, size = a["accuracy"], a["latency"], a["size_ratio"]
+    points = "-" if accuracy["change"] is None else f"{100 * accuracy['change']:+.2f} points"
+    ends = "" if accuracy["interval"] is None else "{:+.2f} to {:+.2f}".format(*(100 * end for end in accuracy["interval"]))
+    spread = "" if latency["low"] is None else f"{latency['low']:.3g} to {latency['high']:.3g}"
+    ratio = "-" if latency["ratio"] is None else f"{latency['ratio']:.3g}x"
+    what = "same" if size == 1 else "smaller" if size < 1 else "larger"
+    return [
+        (target, a["run"], "top-1", points, ends, accuracy["verdict"]),
+        (target, a["run"], "latency", ratio, spread, latency["verdict"]),
+        (target, a["run"], "size", f"{size:.3g}x", "", what),
+    ]
+
+
+def _notes(target: str, a: dict[str, Any]) -> list[str]:
+    """How its accuracy was compared, and why its latency was not."""
+    accuracy, reason = a["accuracy"], a["latency"]["reason"]
     if accuracy["paired"]:
         f = accuracy["flips"]
-        how = (
-            f"McNemar p {f['p']:.2g} on the same {f['n']} images; {f['changed']} answers changed: "
-            f"{f['lost']} lost, {f['won']} won, {f['wrong_differently']} wrong differently"
-        )
+        counts = f": {f['lost']} lost, {f['won']} won, {f['wrong_differently']} wrong differently" if f["changed"] else ""
+        answers = "1 answer" if f["changed"] == 1 else f"{f['changed'] or 'no'} answers"
+        how = f"McNemar p {f['p']:.2g} on the same {f['n']} images; {answers} changed{counts}"
         how += f"; lost more than their share: {', '.join(accuracy['flagged'])}" if accuracy["flagged"] else ""
     else:
         how = f"unpaired, {accuracy['why']}"
-    low, high = (100 * end for end in accuracy["interval"])
-    spread = "" if latency["low"] is None else f"{latency['low']:.3g} to {latency['high']:.3g}"
-    ratio, size = latency["ratio"], a["size_ratio"]
-    says = latency["verdict"] + (f": {latency['reason']}" if latency["reason"] else "")
-    change = f"{100 * accuracy['change']:+.2f} points"
-    what = "same" if size == 1 else "smaller" if size < 1 else "larger"
-    return [
-        (
-            target,
-            a["run"],
-            "top-1",
-            change,
-            f"{low:+.2f} to {high:+.2f}",
-            f"{accuracy['verdict']}: {how}",
-        ),
-        (target, a["run"], "latency", "-" if ratio is None else f"{ratio:.3g}x", spread, says),
-        (target, a["run"], "size", f"{size:.3g}x", "", what),
-    ]
+    return [f"top-1 of {a['run']}, {target}: {how}", *([f"latency of {a['run']}, {target}: {reason}"] if reason else [])]
+
+
+def _known(value: Any) -> str:
+    return NOT_AVAILABLE if value is None else str(value)
 
 
 def _text(value: Any) -> str:

@@ -129,7 +129,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
     bundle = _bundle(run, target, chosen.artifact, evidence)
     run.screen.say(
         f"  {target.name}: {chosen.candidate.name}, top-1 {got.top1:.2%} (drop {100 * (before.top1 - got.top1):.2f} points)"
-        + (f", p50 {latency['p50'] * 1e3:.3g} ms" if latency else ", not timed here")
+        + (", not timed here" if not latency else ", latency void" if latency["void"] else f", p50 {latency['p50'] * 1e3:.3g} ms")
         + f", {chosen.artifact.size_bytes / 1e6:.2f} MB: {verdict}"
     )
     run.screen.tell("shipped", candidate=chosen.candidate.name, verdict=verdict)
@@ -373,7 +373,7 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
     )
     results = {name: tuple(map(Result.from_json, each)) for name, each in json.loads((entry.folder / "results.json").read_text()).items()}
     timed = [replace(t, results=results.get(t.candidate.name, ())) for t in tried]
-    run.screen.tell("timed", p50_s={t.candidate.name: t.p50_s for t in timed})
+    run.screen.tell("timed", p50_s={t.candidate.name: t.p50_s for t in timed}, void=[t.candidate.name for t in timed if t.void])
     return timed
 
 

@@ -154,13 +154,22 @@ def _called(path: Path) -> str:
 
 def _nearby(path: Path) -> str:
     folders = [path, path.parent, Path("recipes")]
-    found = sorted({str(p) for folder in folders if folder.is_dir() for end in ("*.yaml", "*.yml") for p in folder.glob(end)})
+    found = sorted({str(p) for folder in folders if folder.is_dir() for end in ("*.yaml", "*.yml") for p in folder.glob(end) if _is_one(p)})
     near = difflib.get_close_matches(str(path), found, n=1, cutoff=0.6)
     if near:
         return f"Did you mean {shown(near[0], 1000)}?"
     if found:
         return f"There are {', '.join(shown(f) for f in found[:5])}{' ...' if len(found) > 5 else ''}."
     return "`edgecnn recipe init MODEL DATA` writes one to start from."
+
+
+def _is_one(path: Path) -> bool:
+    """Whether a YAML file looks like a recipe, which a linter's or a site's settings do not."""
+    try:
+        with path.open("rb") as file:
+            return re.search(rb"^targets:", file.read(MAX_BYTES), re.MULTILINE) is not None
+    except OSError:
+        return False
 
 
 # ---- overrides

@@ -2,71 +2,66 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from edgecnn.errors import printable
+from edgecnn.tables import print_table, print_wrapped
 
 COLOUR = {"pass": "bold green", "fail": "bold red", "unproven": "bold yellow"}
+HEAD = ("target", "runtime", "file", "top-1", "drop", "p50 ms", "speed-up", "MB", "verdict")
 
 
 def show_verdict(result: dict[str, Any], out: Path) -> None:
     """Print to stdout; no colour where it is piped."""
-    console = Console(width=None if sys.stdout.isatty() else 120, highlight=False)
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for head, justify in (
-        ("target", "left"),
-        ("runtime", "left"),
-        ("file", "left"),
-        ("top-1", "right"),
-        ("drop", "right"),
-        ("p50 ms", "right"),
-        ("speed-up", "right"),
-        ("MB", "right"),
-        ("verdict", "left"),
-    ):
-        table.add_column(head, justify=justify)  # type: ignore[arg-type]
-    for t in result["targets"]:
-        latency = t["latency_s"]
-        speedup = next(c["speedup"] for c in t["candidates"] if c["chosen"])
-        table.add_row(
-            Text(printable(t["name"])),
-            t["runtime"],
-            t["candidate"],
-            f"{t['top1']:.2%}",
-            f"{100 * t['top1_drop']:.2f}",
-            ("void" if latency["void"] else f"{latency['p50'] * 1e3:.3g}") if latency else "-",
-            f"{speedup:.2f}x" if speedup and not latency["void"] else "-",
-            f"{t['size_bytes'] / 1e6:.2f}",
-            Text(t["verdict"], style=COLOUR[t["verdict"]]),
-        )
-    with console.capture() as captured:
-        console.print(table)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
-    console.print(
+    print_table(HEAD, list(map(_row, result["targets"])))
+    print_wrapped(
         f"float model: top-1 {result['baseline']['top1']:.2%} on {result['baseline']['n']} images; "
         "drop in points, speed-up over the fastest float file of the same runtime"
     )
     for t in result["targets"]:
-        if not t["latency_s"]:
-            console.print(Text(printable(f"{t['name']}: latency {t['where']}; accuracy of {t['accuracy_where']}")))
-        speedup = next(c["speedup"] for c in t["candidates"] if c["chosen"])
-        if t["latency_s"] and not t["latency_s"]["void"] and speedup and speedup < 1:
-            console.print(Text(printable(f"{t['name']}: slower than its fastest float file; `precision: auto` may ship that one")))
-        for note in t["notes"]:
-            console.print(Text(printable(f"{t['name']}: {note}")))
-        if t["latency_s"] and (t["latency_s"]["void"] or t["latency_s"]["doubts"]):
-            console.print(Text(printable(f"{t['name']}: latency in doubt: {t['latency_s']['void'] or t['latency_s']['doubts'][0]}")))
+        for remark in _remarks(t):
+            print_wrapped(f"{t['name']}: {remark}")
     for doubt in result["doubts"]:
-        console.print(Text(printable(f"doubt: {doubt}")))
+        print_wrapped(f"doubt: {doubt}")
     if result["resumed"]:
-        console.print(f"resumed: everything was done already ({result['seconds']:.1f} s)")
-    console.print(Text("verdict: ") + Text(result["verdict"], style=COLOUR[result["verdict"]]))
+        print_wrapped(f"resumed: everything was done already ({result['seconds']:.1f} s)")
+    Console(highlight=False).print(Text("verdict: ") + _coloured(result["verdict"]))
     for reason in result["reasons"]:
-        console.print(Text(f"  {printable(reason)}"))
-    console.print(Text(printable(f"report: {out / 'report.html'}")))
+        print_wrapped(f"  {reason}", "    ")
+    print(printable(f"report: {out / 'report.html'}"))
+
+
+def _row(t: dict[str, Any]) -> tuple[Any, ...]:
+    latency = t["latency_s"]
+    usable = latency and not latency["void"]
+    speedup = next(c["speedup"] for c in t["candidates"] if c["chosen"])
+    return (
+        t["name"],
+        t["runtime"],
+        t["candidate"],
+        f"{t['top1']:.2%}",
+        f"{100 * t['top1_drop']:.2f}",
+        ("void" if latency["void"] else f"{latency['p50'] * 1e3:.3g}") if latency else "-",
+        f"{speedup:.2f}x" if speedup and usable else "-",
+        f"{t['size_bytes'] / 1e6:.2f}",
+        _coloured(t["verdict"]),
+    )
+
+
+def _remarks(t: dict[str, Any]) -> list[str]:
+    latency = t["latency_s"]
+    chosen = next(c for c in t["candidates"] if c["chosen"])
+    void, doubts = (latency["void"], latency["doubts"]) if latency else ("", [])
+    return [
+        *([] if latency else [f"latency {t['where']}; accuracy of {t['accuracy_where']}"]),
+        *(note for note in t["notes"] if note not in chosen["notes"]),  # how the file was made is for the report
+        *([f"latency void: {void}"] if void else [f"latency in doubt: {doubts[0]}"] if doubts else []),
+    ]
+
+
+def _coloured(verdict: str) -> Text:
+    return Text(verdict, style=COLOUR[verdict])

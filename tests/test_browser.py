@@ -16,6 +16,7 @@ from tiny import write_recipe
 
 HERE = Path(__file__).parent
 MODULES = Path(os.environ.get("NODE_MODULES", HERE.parent))
+SCREENSHOTS = Path(os.environ.get("SCREENSHOTS", HERE.parent / "out" / "screenshots"))
 pytestmark = pytest.mark.browser
 
 
@@ -30,7 +31,7 @@ def browsed(script: str, *words: Path | str) -> Any:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=900,
         env={**os.environ, "NODE_MODULES": str(MODULES)},
     )
     assert done.returncode == 0, done.stderr
@@ -38,7 +39,8 @@ def browsed(script: str, *words: Path | str) -> Any:
 
 
 def test_reports_are_sound_in_a_browser(finished: Path, tmp_path: Path) -> None:
-    """A real run's page, a passing and a hostile one: at 390, 820 and 1440 px, in both colour schemes. Screenshots go to out/browser."""
+    """A real run's page, passing and hostile ones, a comparison: at three widths, light and dark. Screenshots stay in SCREENSHOTS."""
+    from edgecnn.compare import compare, write_page
     from edgecnn.report import write_report
 
     pages = [finished / "report.html"]
@@ -47,8 +49,10 @@ def test_reports_are_sound_in_a_browser(finished: Path, tmp_path: Path) -> None:
         (tmp_path / name / "result.json").write_text(json.dumps(result))
         write_report(tmp_path / name / "result.json", tmp_path / name / "report.html")
         pages.append(tmp_path / name / "report.html")
-    found = browsed("look.mjs", HERE.parent / "out" / "browser", *pages)
-    assert len(found) == 16
+    (tmp_path / "compared").mkdir()
+    write_page(compare([finished, finished / "bundles" / "nuc"]), tmp_path / "compared" / "page.html")
+    found = browsed("look.mjs", SCREENSHOTS, *pages, tmp_path / "compared" / "page.html")
+    assert len(found) == 30
     for view in found:
         where = (view["page"], view["width"], view["colorScheme"])
         assert view["errors"] == view["requests"] == view["serious"] == [], (where, view)
@@ -65,7 +69,7 @@ def test_a_live_run_is_seen_in_a_browser(tmp_path: Path) -> None:
     with subprocess.Popen(command, cwd=HERE, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as run:
         assert run.stderr is not None
         address = run.stderr.readline().removeprefix("watch: ").strip()
-        found = browsed("watch.mjs", HERE.parent / "out" / "browser", address)
+        found = browsed("watch.mjs", SCREENSHOTS, address)
         run.stderr.read()
     assert found["errors"] == found["elsewhere"] == found["serious"] == []
     assert found["overflow"] <= 0

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_bundle import PLAIN
 
+from edgecnn.board_readme import board_readme
 from edgecnn.bom import BOM, ml_bom
 from edgecnn.card import CARD, model_card
 from edgecnn.device.bundle import verify_bundle
@@ -135,3 +136,14 @@ def test_every_bundle_has_both(finished: Path) -> None:
         assert json.loads(bom)["metadata"]["timestamp"] == manifest.made
         seen += 1
     assert seen == 3
+
+
+def test_void_latency_is_no_figure() -> None:
+    """In the card, the bill of materials and the bundle's README the word stands with its reason where the p50 would."""
+    void = replace(FULL, evidence={**EVIDENCE, "latency_s": {**LATENCY, "void": "something ran"}})
+    for text in (model_card, board_readme):
+        assert "1.2 ms," in text(FULL)
+        assert "1.2 ms," not in text(void)
+        assert "void (something ran)" in text(void)
+    assert "p50" in ml_bom(FULL)
+    assert "p50" not in ml_bom(void)

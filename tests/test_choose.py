@@ -76,6 +76,19 @@ def test_comparison_candidates_never_ship(tmp_path: Path) -> None:
     assert slower_than_float([candidates[1]], candidates[1]) == []
 
 
+def test_void_latency_makes_no_speedup(tmp_path: Path) -> None:
+    """A candidate's reason for being void is kept beside its figures, and no speed-up is of or over a void one."""
+    candidates = [
+        tried(tmp_path, "fp32", 1.0, precision="fp32", void="noise"),
+        tried(tmp_path, "fp16", 3.0, precision="fp16"),
+        tried(tmp_path, "int8", 2.0),
+        tried(tmp_path, "other", 2.0, void="noise"),
+    ]
+    rows = summaries(candidates, None, dict.fromkeys(("fp32", "fp16", "int8", "other"), ""))
+    assert [row["void"] for row in rows] == ["noise", "", "", "noise"]
+    assert [row["speedup"] for row in rows] == [None, pytest.approx(1, rel=0.01), pytest.approx(1.5, rel=0.01), None]
+
+
 def test_without_a_clock_the_closest_ships(tmp_path: Path) -> None:
     """Where latency was not, or must not be, used, agreement with the float model decides."""
     for ms, void in ((None, ""), (1.0, "the machine was busy")):

@@ -17,11 +17,12 @@ from typer.testing import CliRunner
 
 from edgecnn import compare as module
 from edgecnn.cli import app
-from edgecnn.compare import Shipped, compare, tables, write_page
+from edgecnn.compare import NOT_AVAILABLE, compare, tables, write_page
 from edgecnn.errors import IntegrityError, UsageError
 from edgecnn.pipeline import compress
 from edgecnn.recipe import load_recipe
 from edgecnn.screen import Screen
+from edgecnn.shipped import Shipped
 
 QUICK = ["trust={corrupted_images: 0, pictures: 0}", "bench={processes: 5, seconds: 0.02}"]
 
@@ -62,7 +63,9 @@ def against(*runs: Path) -> dict[str, Any]:
 def test_recipe_key_by_key(runs: tuple[Path, Path]) -> None:
     """Of the two recipes, the one key that differs is named with both values, and no other."""
     assert compare(runs)["changed"] == [{"key": "stages[0].epochs", "values": [12, 1]}]
-    assert compare([runs[0], runs[0]])["changed"] == []
+    same = compare([runs[0], runs[0]])
+    assert same["changed"] == []
+    assert same["targets"][0]["against"][0]["accuracy"]["verdict"] == "same"
 
 
 def test_accuracy_is_paired(runs: tuple[Path, Path]) -> None:
@@ -106,11 +109,12 @@ def test_unpaired_says_so(runs: tuple[Path, Path], tmp_path: Path) -> None:
 
 def test_unpaired_interval_as_published() -> None:
     """Newcombe (1998), table II: 56 of 70 less 48 of 80 lies between 0.0524 and 0.3339."""
-    ours = Shipped("a", "onnxruntime", "int8", "pass", 48 / 80, 80, 1, {}, (), frozenset("x"), Path("none.npz"))
+    ours = Shipped("A", "a", "onnxruntime", "int8", "pass", 48 / 80, 80, 1, {}, (), frozenset("x"), Path("bundle"), Path("none.npz"))
     told = module._accuracy(ours, replace(ours, top1=56 / 70, n=70))
     assert told["interval"] == pytest.approx([0.0524, 0.3339], abs=5e-5)
     assert told["verdict"] == "better"
-    assert module._accuracy(ours, replace(ours, top1=0.9, classes=frozenset("y")))["verdict"] == "cannot tell"
+    other = module._accuracy(ours, replace(ours, top1=0.9, classes=frozenset("y")))
+    assert (other["verdict"], other["change"], other["interval"]) == ("cannot tell", None, None)
 
 
 def test_latency_is_ranked_or_not(runs: tuple[Path, Path], tmp_path: Path) -> None:
@@ -125,10 +129,10 @@ def test_latency_is_ranked_or_not(runs: tuple[Path, Path], tmp_path: Path) -> No
         "holds 1": lambda r: None,
         "different machines": lambda r: r["environment"]["machine"].update(memory_bytes=1),
         "1 and 2 threads": lambda r: latency(r).update(threads=2),
-        "void: something ran": lambda r: latency(r).update(void="something ran"),
+        "measurement of B is void": lambda r: latency(r).update(void="something ran"),
         "which samples are of which process": lambda r: latency(r).pop("samples_by_process"),
         "5 and 1 processes": lambda r: latency(r).update(processes=1, samples_by_process=[latency(r)["n"]]),
-        "not measured in this one": lambda r: r["targets"][0].update(latency_s=None),
+        "not measured in B": lambda r: r["targets"][0].update(latency_s=None),
     }
     for i, (reason, change) in enumerate(cannot.items()):
         told = against(base, changed(base, tmp_path / str(i), change))["latency"]
@@ -147,9 +151,9 @@ def test_targets_meet_by_name_then_runtime(runs: tuple[Path, Path], tmp_path: Pa
 
 def test_what_is_no_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
     """One run, a folder without a result and half a result are refused."""
-    with pytest.raises(UsageError, match="Give two run folders"):
+    with pytest.raises(UsageError, match="Give two run folders or bundles"):
         compare(runs[:1])
-    with pytest.raises(UsageError, match=r"result\.json: not there"):
+    with pytest.raises(UsageError, match=r"neither the folder of a finished run nor a bundle"):
         compare([runs[0], tmp_path])
     for half in ({"schema": 1}, {"schema": 1, "environment": {"machine": {}}, "recipe": {"targets": 3}}):
         (tmp_path / "result.json").write_text(json.dumps(half))
@@ -164,7 +168,7 @@ def test_page_and_terminal_are_inert(runs: tuple[Path, Path], tmp_path: Path) ->
     """Hostile names end up as text in both; the page loads nothing and has no script."""
     hostile = changed(runs[1], tmp_path / "hostile", lambda r: r.update(name="<script>alert(1)</script>\x1b[31m\u202e"))
     found = compare([runs[0], hostile])
-    shown = "".join(cell for _, _, rows in tables(found) for row in rows for cell in row)
+    shown = "".join(cell for table in tables(found) for row in [*table.rows, table.notes] for cell in row)
     assert "alert(1)" in shown
     assert shown.isprintable()
     write_page(found, tmp_path / "page.html")
@@ -185,3 +189,88 @@ def test_command(runs: tuple[Path, Path], tmp_path: Path) -> None:
     told = json.loads(CliRunner().invoke(app, [*words, "--json"], catch_exceptions=False).output)
     assert [run["run"] for run in told["runs"]] == ["A", "B"]
     assert told["targets"][0]["against"][0]["accuracy"]["paired"]
+
+
+def bundle_of(run: Path, to: Path, name: str = "pi") -> Path:
+    """A copy of the run's bundle, away from the run."""
+    shutil.copytree(run / "bundles" / name, to)
+    return to
+
+
+def test_a_bundle_against_a_run(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """Figures are the manifest's; what a bundle does not hold is not available: verdict, recipe, raw samples, single answers."""
+    found = compare([runs[0], bundle_of(runs[1], tmp_path / "bundle")])
+    run, bundle = found["targets"][0]["ships"]
+    told = json.loads((runs[1] / "result.json").read_text())["targets"][0]
+    assert (bundle["top1"], bundle["n"], bundle["size_bytes"]) == (told["top1"], told["n"], told["size_bytes"])
+    assert bundle["p50_s"] == pytest.approx(latency({"targets": [told]})["p50"])
+    assert (run["verdict"], bundle["verdict"]) == ("pass", None)
+    against = found["targets"][0]["against"][0]
+    assert (against["accuracy"]["paired"], against["latency"]["verdict"]) == (False, "cannot tell")
+    changed = {row["key"]: row["values"] for row in found["changed"]}
+    assert list(changed) == ["recipe's digest"]  # that the epochs differ, a bundle does not know
+    assert sum(NOT_AVAILABLE in row for table in tables(found) for row in table.rows) == 2  # of the bundle: as one compared, and as shipped
+    same = compare([runs[0], bundle_of(runs[0], tmp_path / "same")])
+    assert same["changed"] == []
+    assert "Nothing, as far as the bundles tell" in str(tables(same))
+
+
+def test_a_bundle_in_its_run_folder_is_paired(runs: tuple[Path, Path]) -> None:
+    """As `eval` finds the run's images, so are the run's own answers found: the same comparison as of the runs."""
+    bundles = [run / "bundles" / "pi" for run in runs]
+    assert against(*bundles)["accuracy"] == against(*runs)["accuracy"]
+
+
+def test_bundles_are_run_on_the_same_images(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """With --data, bundles far from their runs, and runs without their answers, are paired as the runs themselves are."""
+    bundles = [bundle_of(run, tmp_path / run.name) for run in runs]
+    assert not against(*bundles)["accuracy"]["paired"]
+    expected = against(*runs)["accuracy"]
+    for pair in (bundles, [runs[0], bundles[1]]):
+        found = compare(pair, runs[0] / "evaluation")
+        assert found["targets"][0]["against"][0]["accuracy"] == expected
+        assert "each bundle was run here" in found["remarks"][0]
+
+
+def test_two_bundles_meet_whatever_they_are(finished: Path, tmp_path: Path) -> None:
+    """Another runtime and name as well: the one that runs the same graph elsewhere for want of a GPU included."""
+    for other in ("nuc", "orin"):
+        found = compare([finished / "bundles" / "pi", finished / "bundles" / other], finished / "evaluation")
+        assert [s["name"] for s in found["targets"][0]["ships"]] == ["pi", other]
+        assert found["targets"][0]["against"][0]["accuracy"]["paired"]
+    mixed = compare([finished, finished / "bundles" / "nuc", finished])
+    assert [[s["run"] for s in t["ships"]] for t in mixed["targets"]] == [["A", "C"], ["A", "B", "C"], ["A", "C"]]
+
+
+def test_a_changed_bundle_is_refused(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """As is an archive, which has to be unpacked first."""
+    bundle = bundle_of(runs[1], tmp_path / "bundle")
+    (bundle / "labels.txt").write_text("other\n")
+    with pytest.raises(IntegrityError, match=r"labels\.txt has changed"):
+        compare([runs[0], bundle])
+    (tmp_path / "pi.edgecnn").write_bytes(b"")
+    with pytest.raises(UsageError, match="edgecnn unpack"):
+        compare([runs[0], tmp_path / "pi.edgecnn"])
+
+
+@pytest.mark.parametrize("page", [False, True])
+def test_what_is_void_is_never_shown_as_a_figure(page: bool, runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """The p50 of a void measurement is the word, in the terminal as on the page, and the reason stands once below the table."""
+    reason = "other work took 37 % of the processors, " * 5
+    void = changed(runs[1], tmp_path / "void", lambda r: latency(r).update(void=reason, p50=0.123456))
+    found = compare([changed(runs[0], tmp_path / "base", lambda r: None), void])
+    write_page(found, tmp_path / "page.html")
+    words = ["compare", str(tmp_path / "base"), str(void)]
+    shown = (tmp_path / "page.html").read_text() if page else CliRunner().invoke(app, words, catch_exceptions=False).output
+    p50 = found["targets"][0]["ships"][1]["p50_s"]
+    assert f"{p50 * 1e3:.3g}" not in [cell.strip("</bdi>") for cell in shown.replace("td>", " ").split()]
+    assert "the measurement of B is void" in " ".join(shown.split())
+    assert " ".join(shown.split()).count("other work took") == 5
+
+
+def test_the_command_fits_80_columns(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    """However long the reason is why something is void, and what did not change is said in words."""
+    void = changed(runs[0], tmp_path / "void", lambda r: latency(r).update(void="something ran, " * 20))
+    output = CliRunner(env={"COLUMNS": "80"}).invoke(app, ["compare", str(void), str(void)], catch_exceptions=False).output
+    assert [line for line in output.splitlines() if len(line) > 80 and str(tmp_path) not in line] == []
+    assert "Nothing: the same recipe" in output

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "edgecnn"
 ORDER = [
     ["errors", "config", "__init__"],
     ["device"],
-    ["screen", "remote", "cores"],
+    ["screen", "remote", "cores", "tables"],
     [
         "targets.calibration",
         "targets.additions",
@@ -67,7 +67,7 @@ ORDER = [
         "bom",
     ],
     ["boards"],
-    ["floats", "trust", "deliver", "compare"],
+    ["floats", "trust", "deliver", "shipped", "compare"],
     ["controls"],
     ["pipeline"],
     ["cli"],

@@ -62,7 +62,7 @@ def run(command: str, home: Path, folder: Path) -> None:
         shutil.rmtree(folder / "on-the-board", ignore_errors=True)
     done = subprocess.run(
         ["bash", "-c", f"{command} {added(command)}" if ">" not in command else command],
-        cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=600,
+        cwd=folder, env=env, capture_output=True, text=True, check=False, timeout=1800,
     )  # fmt: skip
     assert done.returncode == 0, (command, done.stdout, done.stderr)
     assert "Traceback" not in done.stderr, command
@@ -123,8 +123,14 @@ def test_the_documentation_is_whole_and_loads_nothing(tmp_path: Path) -> None:
 
 
 def test_every_file_the_readme_names_is_there() -> None:
-    """Links to files of the repository lead somewhere."""
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    """Links to files of the repository lead somewhere; each peer has a link to its own pages, and its row to where it is from."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("https://")]
     assert len(links) >= 5
+    peers = [
+        line for line in README.partition("## Against the other toolkits")[2].partition("\n## ")[0].splitlines() if "points" not in line
+    ]
+    peers = [line for line in peers if line.startswith("| ")]
+    assert len(peers) >= 6
+    assert all("](benchmarks/" in line and ("](https://" in line or line.startswith("| edgecnn")) for line in peers)
     for link in links:
         assert (ROOT / link).exists(), link

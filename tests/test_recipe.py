@@ -343,6 +343,7 @@ def test_a_missing_recipe_names_those_that_are_near(write: Any, tmp_path: Path) 
     write(GOOD)
     assert faults(Path("t.yaml")) == ["t.yaml: no such recipe. Did you mean r.yaml?"]
     assert faults(Path("other")) == ["other: no such recipe. There are r.yaml."]
+    Path("mkdocs.yml").write_text("site_name: something else\n")
     Path("recipes").mkdir()
     Path("recipes/int8.yaml").write_text(GOOD)
     assert faults(Path("recipes/int9.yaml")) == ["recipes/int9.yaml: no such recipe. Did you mean recipes/int8.yaml?"]

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from tiny import write_recipe
 
-from edgecnn import cli
 from edgecnn.errors import UsageError, guarded
+from edgecnn.tables import print_table
 from edgecnn.verdict import show_verdict
 
 
@@ -68,26 +68,50 @@ def test_quiet_bench_prints_the_table_and_nothing_else(finished: Path, tmp_path:
     assert quiet.stdout.splitlines()[0].split() == loud.stdout.splitlines()[0].split()
 
 
+def test_quiet_commands_say_nothing_where_all_is_well(finished: Path, tmp_path: Path) -> None:
+    """What they write is written, and --json still prints its object."""
+    bundle, recipe = finished / "bundles" / "pi", write_recipe(tmp_path)
+    for words in (
+        ["report", finished, "--out", tmp_path / "r.html"], ["watch", finished], ["clean", finished, "--dry-run"],
+        ["recipe", "check", recipe],
+        ["verify", bundle], ["pack", bundle, "--out", tmp_path / "pi.edgecnn"], ["unpack", tmp_path / "pi.edgecnn"],
+    ):  # fmt: skip
+        assert edgecnn(*words, "--quiet", home=tmp_path) == ""
+    assert (tmp_path / "r.html").is_file()
+    assert (tmp_path / "pi" / "manifest.json").is_file()
+    assert json.loads(edgecnn("verify", bundle, "-q", "--json", home=tmp_path))["verified"]
+
+
 def test_tables_align_figures_to_the_right_and_names_cannot_command(capsys: pytest.CaptureFixture[str]) -> None:
     """Piped: no colour, no spaces at the ends; escape codes in a cell are shown as something harmless."""
-    cli._table(("name", "MB"), [("a", "1.50"), ("b\x1b[31m\n", "10.25"), ("c", "-")])
+    print_table(("name", "MB"), [("a", "1.50"), ("b\x1b[31m\n", "10.25"), ("c", "-")])
     assert capsys.readouterr().out.splitlines() == [
         "name            MB", "a             1.50", "b\\x1b[31m\\n  10.25", "c                -",
     ]  # fmt: skip
 
 
-def test_the_verdict_is_aligned_and_says_what_is_slower(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """Piped: no colour, no spaces at the ends; a file that float beats is named, unless its time is void."""
+def test_what_a_row_is_about_is_broken_last(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long values beside a long key: at 80 columns the key stays whole."""
+    monkeypatch.setenv("COLUMNS", "80")
+    print_table(("key", "A", "B"), [("targets.orin.compute_capability", "x" * 70, "y" * 70)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].startswith("targets.orin.compute_capability  ")
+    assert max(map(len, lines)) <= 80
+
+
+def test_the_verdict_is_aligned_and_says_what_is_void(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Piped: no colour, no spaces at the ends; a void time is no figure, and there is no speed-up of it."""
     result = json.loads((finished / "result.json").read_text())
-    slow, void = result["targets"][:2]
-    for target, reason in ((slow, ""), (void, "noise")):
+    for target, reason in zip(result["targets"], ("", "noise"), strict=False):
         target["latency_s"] |= {"void": reason, "doubts": []}
         next(c for c in target["candidates"] if c["chosen"])["speedup"] = 0.9
     show_verdict(result, tmp_path)
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[0] == "target"
     assert not [line for line in lines[:4] if line != line.rstrip() or "\x1b" in line]
-    assert [line.split(":")[0] for line in lines if "slower than its fastest float file" in line] == [slow["name"]]
+    assert "0.90x" in lines[1]
+    assert "void" in lines[2]
+    assert "x" not in lines[2].split("%")[1]
     assert any(line.startswith("verdict: ") for line in lines)
 
 

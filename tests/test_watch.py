@@ -49,6 +49,16 @@ def test_a_finished_run_shows_everything_it_did(finished: Path) -> None:
         for shown, candidate in zip(seen["candidates"], target["candidates"], strict=True):
             for ours, theirs in (("top1", "choice_top1"), ("size_bytes", "size_bytes"), ("p50_s", "p50_s")):
                 assert shown[ours] == candidate[theirs]
+            assert shown["void"] == bool(candidate["void"])
+
+
+def test_what_reorders_text_is_written_out(tmp_path: Path) -> None:
+    """In the state, which both the page and the terminal show."""
+    screen = Screen(quiet=True, progress=tmp_path / FILE)
+    screen.tell("begin", name="evil\u202ename", command="c", pid=os.getpid(), steps=["a\x1b[31m"])
+    screen.say("one\u00ad\ntwo")
+    state = Progress(tmp_path).state()
+    assert (state["name"], state["steps"][0]["name"], state["said"][0]["text"]) == ("evil\\u202ename", "a\\x1b[31m", "one\\xad\ntwo")
 
 
 def test_what_is_torn_or_strange_is_passed_over(tmp_path: Path) -> None:

@@ -81,6 +81,9 @@ def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
             sub.add_argument("--on", metavar="BOARD", help="do it there: ssh://user@board[:port], or a name of `edgecnn device list`")
         return sub
 
+    def add_quiet(sub: Parser) -> None:
+        sub.add_argument("-q", "--quiet", action="store_true", help="say nothing where all is well")
+
     def add_running(sub: Parser) -> None:
         sub.add_argument("--threads", type=_threads, default=1, help="threads of the runtime (default 1)")
         sub.add_argument("--provider", help="execution provider (onnxruntime) or device (OpenVINO); refused where it is not there")
@@ -93,9 +96,11 @@ def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
     sub = add("verify", verify, "Check every file of the bundle, or of an .edgecnn archive, against its digest.")
     sub.add_argument("--signer", type=Path, metavar="FILE", help="require a signature by one of this allowed-signers file (ssh-keygen(1))")
     sub.add_argument("--replaces", type=Path, metavar="BUNDLE", help="require it to be newer than this one; takes --signer too")
+    add_quiet(sub)
     sub.add_argument("--run", action="store_true", help="also run the golden images: does this board compute what was measured?")
     add_running(sub)
     sub = add("build", build, "Build the TensorRT engine for this machine's GPU and keep it in the cache.")
+    add_quiet(sub)
     sub.add_argument("--dla", type=int, choices=range(16), metavar="CORE", help="build for this DLA core instead of the GPU alone")
     sub = add("run", run, "Classify images.")
     sub.add_argument("images", type=Path, nargs="*", default=[], help="image files, or folders of them")
@@ -119,14 +124,17 @@ def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
     sub.add_argument("--logits", type=Path, help="write the logits there, as .npy")
     add_running(sub)
     sub = add("pack", pack, "Write the bundle as one file, an .edgecnn archive.")
+    add_quiet(sub)
     sub.add_argument("--out", type=Path, help="the archive (default: beside the bundle)")
     text = "Check an .edgecnn archive and write its bundle."
     sub = commands.add_parser("unpack", help=text, description=text)
     sub.set_defaults(command=unpack)
+    add_quiet(sub)
     sub.add_argument("archive", type=Path, help="file that `pack` made")
     sub.add_argument("--out", type=Path, help="the bundle's folder, not there yet (default: beside the archive)")
     sub.add_argument("--json", action="store_true", help="print one JSON object")
     sub = add("sign", sign, "Sign the bundle with an SSH key.")
+    add_quiet(sub)
     sub.add_argument("--key", type=Path, required=True, help="private key, or the public one of a key that ssh-agent holds")
     text = "Tell what this machine is, as a measurement records it."
     sub = commands.add_parser("machine", help=text, description=text)
@@ -475,6 +483,8 @@ def _line(manifest: Manifest) -> str:
 
 
 def _print(arguments: argparse.Namespace, data: dict[str, Any], text: str) -> None:
+    if getattr(arguments, "quiet", False) and not arguments.json:
+        return
     # Names of files need not be text, and labels may be a stranger's: neither may stop the output or reach the terminal's ears.
     print(json.dumps(data) if arguments.json else printable(text, breaks="\n"))
 

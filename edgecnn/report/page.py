@@ -11,6 +11,7 @@ import base64
 import functools
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,9 +25,13 @@ if TYPE_CHECKING:
     from jinja2 import Template
 
 SCHEMA = 1
+UNITS: dict[str, Callable[[float], str]] = {
+    "_bytes": lambda v: f"{v / 1e9:.1f} GB" if v >= 1e9 else _megabytes(v),
+    "_hz": lambda v: f"{v / 1e6:.0f} MHz",
+    "_s": lambda v: f"{v:.4g} s",
+    "_c": lambda v: f"{v:.0f} °C",
+}
 PICTURE_BYTES = 64 << 10
-# Controls, marks that reorder text, and halves of surrogate pairs (file names that are not UTF-8).
-_TRICKS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
 
 
 def write_report(result_json: Path, html: Path) -> None:
@@ -44,7 +49,19 @@ def write_report(result_json: Path, html: Path) -> None:
             f"{result_json}: not as edgecnn writes it ({type(fault).__name__}: {printable(str(fault))}). "
             "Run `edgecnn compress` again to write it anew."
         ) from fault
-    write_atomically(html, page.encode())
+    write_html(html, page)
+
+
+def write_html(html: Path, text: str) -> None:
+    """`html` appears whole or not at all.
+
+    Raises:
+        UsageError: there can be no such file.
+    """
+    try:
+        write_atomically(html, text.encode())
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError) as fault:
+        raise UsageError(f"{html}: cannot be written ({fault.strerror}). Name a file in a folder that is there.") from None
 
 
 def pictures_in(folder: Path) -> Callable[[Any], str]:
@@ -85,19 +102,22 @@ def read_result(path: Path) -> dict[str, Any]:
 def render(result: dict[str, Any], picture: Callable[[Any], str] = lambda name: "") -> str:
     """The page of a cleaned result; `picture` gives what to show for a picture's name, or ""."""
     targets = result.get("targets", [])
+    looked = [shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))]
     return _template("page.html.j2").render(
         run=result,
         tradeoff=tradeoff.section(result),
         classes=worst_classes(result),
-        trust=[shown for i, t in enumerate(targets) if (shown := trust.section(t, i, picture))],
+        trust=looked,
+        alarms=[f"{t['name']}: {trust.alarm(row, t['classes'])}" for t in looked for row in t["flagged"]],
         layers=[shown for i, t in enumerate(targets) if (shown := layers.section(t, i))],
         doubts=doubts(result),
+        open=reservations(targets),
         circumstances=list(_flat(result.get("environment", {}).get("machine", {}))),
     )
 
 
-def render_tables(title: str, tables: Sequence[tuple[str, tuple[str, ...], list[tuple[str, ...]]]], remarks: Sequence[str]) -> str:
-    """A page of plain tables (title, head, rows of text), such as `edgecnn compare` shows, in the style of the report."""
+def render_tables(title: str, tables: Sequence[Any], remarks: Sequence[str]) -> str:
+    """A page of plain tables (`title`, `head`, `rows` of text, `notes`), such as `edgecnn compare` shows, in the style of the report."""
     return _template("tables.html.j2").render(title=title, tables=tables, remarks=remarks)
 
 
@@ -159,7 +179,26 @@ def doubts(result: Mapping[str, Any]) -> list[tuple[str, str]]:
         latency = target.get("latency_s", {})
         if latency.get("void"):
             found.append((target.get("name", "unnamed"), f"the latency must not be used: {latency['void']}"))
-        found += [(target.get("name", "unnamed"), d) for d in latency.get("doubts", [])]
+        kinds: dict[str, list[str]] = {}
+        for doubt in map(str, latency.get("doubts", [])):
+            kinds.setdefault(re.sub(r"[\d.]+", "0", doubt), []).append(doubt)
+        for alike in kinds.values():
+            found.append((target.get("name", "unnamed"), alike[0] + (f" ({len(alike)} times, with other figures)" if alike[1:] else "")))
+    return found
+
+
+def reservations(targets: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What a verdict leaves open: a void latency, and a pass where the interval of the drop reaches beyond the promise."""
+    found = []
+    for t in targets:
+        if void := t.get("latency_s", {}).get("void"):
+            found.append(f"{t.get('name', 'unnamed')}: no latency, the measurement is void: {str(void).partition(';')[0]}")
+        most, ends = t.get("promise", {}).get("accuracy_drop"), t.get("drop_interval", [])
+        if t.get("verdict") == "pass" and is_number(most) and len(ends) == 2 and is_number(ends[1]) and ends[1] > most:
+            found.append(
+                f"{t.get('name', 'unnamed')}: judged by the drop as measured; with {t.get('n', '?')} images it may be as much as "
+                f"{100 * ends[1]:.1f} points (promised: at most {100 * most:g})"
+            )
     return found
 
 
@@ -174,12 +213,21 @@ def promised(promise: Mapping[str, Any] | None) -> list[str]:
     return [say[k](v) if k in say and is_number(v) else f"{k}: {v}" for k, v in (promise or {}).items()]
 
 
-def _flat(value: Any, name: str = "") -> list[tuple[str, str]]:
-    """Nested circumstances as rows of name and text."""
+def _flat(value: Any, name: str = "", unit: str = "") -> list[tuple[str, str]]:
+    """Nested circumstances as rows of name and text; the unit, which a name ends in, stands with the figures."""
     if isinstance(value, dict):
-        return [row for k, v in value.items() for row in _flat(v, f"{name} · {k}" if name else str(k))]
+        rows = []
+        for k, v in value.items():
+            part, of = next(
+                ((str(k).removesuffix(end), end) for end in UNITS if str(k).endswith(end)), (str(k), unit if isinstance(v, float) else "")
+            )
+            part = part if name == "versions" else part.replace("_", " ")
+            rows += _flat(v, f"{name} · {part}" if name else part, of)
+        return rows
     if isinstance(value, list):
-        return [(name, ", ".join(text for v in value for _, text in _flat(v)))]
+        return [(name, ", ".join(text for v in value for _, text in _flat(v, unit=unit)))]
+    if unit and is_number(value):
+        return [(name, UNITS[unit](value))]
     return [(name, {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value))]
 
 
@@ -190,8 +238,17 @@ def _clean(value: Any) -> Any:
     if isinstance(value, list):
         return [_clean(v) for v in value]
     if isinstance(value, str):
-        return _TRICKS.sub(lambda found: f"\\u{ord(found.group()):04x}", value)
+        return value if value.isprintable() else "".join(_written_out(c) if _hides(c) else c for c in value)
     return value
+
+
+def _written_out(c: str) -> str:
+    return f"\\u{ord(c):04x}" if ord(c) < 1 << 16 else f"\\U{ord(c):08x}"
+
+
+def _hides(c: str) -> bool:
+    """Controls, marks that reorder text or cannot be seen, private characters, line separators, and halves of surrogate pairs."""
+    return c not in "\t\n" and unicodedata.category(c) in ("Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp")
 
 
 def _shown(say: Callable[[float], str]) -> Callable[[Any], str]:

@@ -25,6 +25,7 @@ _LONG = re.compile(r"-?\d+\.\d{3,}")  # a hundredth of a pixel is enough
 AXIS = {
     "labelColor": "var(--soft)", "titleColor": "var(--soft)", "gridColor": "var(--rule)", "domainColor": "var(--rule)",
     "tickColor": "var(--rule)", "labelFontSize": 11, "titleFontSize": 11, "titleFontWeight": "normal", "labelLimit": 130,
+    "labelSeparation": 6,
 }  # fmt: skip
 CONFIG = {"view": {"stroke": None}, "axis": AXIS, "legend": {"labelColor": "var(--soft)", "title": None, "orient": "top"}}
 
@@ -111,7 +112,7 @@ def class_changes(rows: Sequence[Mapping[str, Any]]) -> Markup:
     """What classes lost in points, with 95 % intervals; flagged ones in the colour of failure."""
     marks = [
         {
-            "label": f"{nth + 1}. {str(row['label'])[:24]}",
+            "label": f"{nth} {str(row['label'])[:24]}",  # two classes may share a name, but not a row
             "drop": -100 * row["drop"],
             "low": -100 * row["interval"][1],
             "high": -100 * row["interval"][0],
@@ -120,7 +121,8 @@ def class_changes(rows: Sequence[Mapping[str, Any]]) -> Markup:
         }
         for nth, row in enumerate(rows)
     ]
-    label = {"field": "label", "type": "nominal", "sort": None, "title": None}
+    name = {"labelExpr": "slice(datum.label, indexof(datum.label, ' ') + 1)"}
+    label = {"field": "label", "type": "nominal", "sort": None, "title": None, "axis": name}
     colour = {"condition": {"test": "datum.flagged", "value": "var(--fail)"}, "value": FILE}
     change = {"type": "quantitative", "title": "change of top-1, points"}
     layers = [

@@ -44,19 +44,28 @@ def _points(result: Mapping[str, Any], across: Any) -> list[Point]:
             said = f"{name}, ships {target.get('candidate', '')}: {_figures(top1, _latency(target), _size(target))}"
             points.append(Point(x, top1, interval, _megabytes(across, target), name, said, series, True))
         void = across is _latency and target.get("latency_s", {}).get("void")  # then its candidates' times are no better
+        shift = _shift(result, target)
         for candidate in target.get("candidates", []) if not void else []:
             if not candidate.get("chosen") and is_number(top1 := candidate.get("choice_top1")) and (x := across(candidate)):
                 label = str(candidate.get("name", "unnamed"))
-                said = f"{name}, {label}: {_figures(top1, _latency(candidate), _size(candidate))}. {candidate.get('why', '')}"
-                points.append(Point(x, top1, None, _megabytes(across, candidate), label, said, series, False))
+                figures = _figures(top1, _latency(candidate), _size(candidate))
+                said = f"{name}, {label}: {figures} on the choice images. {candidate.get('why', '')}"
+                points.append(Point(x, top1 + shift, None, _megabytes(across, candidate), label, said, series, False))
     return points
+
+
+def _shift(result: Mapping[str, Any], target: Mapping[str, Any]) -> float:
+    """What is added to a top-1 on the choice images to stand beside one on the evaluation images: so that fp32 has the float model's."""
+    of = (c.get("choice_top1") for c in target.get("candidates", []) if c.get("name") == "fp32")
+    there, here = next(of, None), result.get("baseline", {}).get("top1")
+    return here - there if is_number(there) and is_number(here) else 0.0
 
 
 def _latency(part: Mapping[str, Any]) -> float | None:
     """The p90 in ms of a target or a candidate, where it was measured and may be used."""
     found = part.get("latency_s", {})
     p90 = found.get("p90", found.get("p50")) if not found.get("void") else None
-    p90 = part.get("p90_s", p90)
+    p90 = part.get("p90_s", p90) if not part.get("void") else None
     return p90 * 1e3 if is_number(p90) and p90 > 0 else None
 
 
@@ -73,7 +82,7 @@ def _megabytes(across: Any, part: Mapping[str, Any]) -> float | None:
 
 def _figures(top1: float, ms: float | None, megabytes: float | None) -> str:
     said = [f"{top1 * 100:.1f} %"]
-    said += [f"p90 {milliseconds(ms / 1e3)} ms"] if ms else ["latency not measured"]
+    said += [f"p90 {milliseconds(ms / 1e3)} ms"] if ms else ["no latency that may be used"]
     return ", ".join(said + ([f"{megabytes:.3g} MB"] if megabytes else []))
 
 
@@ -86,7 +95,7 @@ def _floors(result: Mapping[str, Any]) -> list[Line]:
         floors = [promise["min_accuracy"]] if is_number(promise.get("min_accuracy")) else []
         if is_number(promise.get("accuracy_drop")) and is_number(base):
             floors.append(base - promise["accuracy_drop"])
-        if floors:
+        if floors and max(floors) > 0:  # a drop larger than the top-1 promises nothing
             names.setdefault(max(floors), []).append(str(target.get("name", "unnamed")))
     return [Line(at, f"promised: at least {at * 100:.4g} %" + _whose(who, names)) for at, who in names.items()]
 

@@ -47,8 +47,17 @@ def section(target: Mapping[str, Any], series: int, picture: Callable[[Any], str
             if (source := picture(p.get("file")))
         ],
         "panels": found.get("panels", []),
+        "unseen": " and ".join(
+            what for what, seen in (("corrupted images", corrupted), ("pictures of where each looks", found.get("pictures"))) if not seen
+        ),
         "gradcam": found.get("gradcam", ""),
     }
+
+
+def alarm(row: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
+    """A flagged class in one line, for the first screen."""
+    whole = f", the model as a whole {100 * classes['drop']:.1f}" if _numbers(classes, "drop") else ""
+    return f"class {str(row.get('label', 'unnamed'))[:80]} lost {100 * row['drop']:.1f} points of top-1{whole}"
 
 
 def headline(flips: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
@@ -62,8 +71,8 @@ def headline(flips: Mapping[str, Any], classes: Mapping[str, Any]) -> str:
         f"{flips['lost']} from right to wrong, {flips['won']} from wrong to right."
     )
     if _numbers(flips, "p"):
-        same = flips["p"] >= 0.05
-        told = "no evidence that one is more accurate" if same else "one is more accurate than the other"
+        better = "float model" if flips["lost"] > flips["won"] else "file"
+        told = "no evidence that one is more accurate" if flips["p"] >= 0.05 else f"the {better} is more accurate"
         said += f" McNemar's exact test: p = {flips['p']:.2g}, {told}."
     return said
 

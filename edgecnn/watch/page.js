@@ -77,7 +77,7 @@ function candidates(state) {
       put(row, "td", target.name);
       put(row, "td", c.name);
       put(row, "td", number(c.top1, (v) => `${(100 * v).toFixed(2)} %`), "num");
-      put(row, "td", number(c.p50_s, (v) => (1e3 * v).toPrecision(3)), "num");
+      put(row, "td", c.void ? "void" : number(c.p50_s, (v) => (1e3 * v).toPrecision(3)), "num");
       put(row, "td", number(c.size_bytes, (v) => (v / 1e6).toFixed(2)), "num");
       put(row, "td", ships ? `ships: ${target.verdict}` : c.failure ? `refused: ${c.failure}` : "");
     }

@@ -15,6 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from edgecnn.errors import printable
+
 FILE = "progress.jsonl"
 LINES, POINTS = 200, 1000
 
@@ -36,7 +38,7 @@ class Progress:
             ended = shown["verdict"] or shown["error"]
             if shown["began"] and not ended and not _lives(shown["pid"]):
                 shown["error"] = "the run is gone without having said why. The same command again goes on from there."
-            copy: dict[str, Any] = json.loads(json.dumps(shown))
+            copy: dict[str, Any] = _harmless(json.loads(json.dumps(shown)))
             return copy
 
     def _read(self) -> None:
@@ -63,7 +65,7 @@ def _empty() -> dict[str, Any]:
         "steps": [],  # name, began, ended (seconds since 1970; 0 where not yet)
         "bar": None,  # title, done, total, text, left_s
         "curves": [],  # one a training: step (its place in `steps`), total, loss and top1 as [step, value]
-        "targets": [],  # name, candidates (name, top1, size_bytes, p50_s, failure), ships, verdict
+        "targets": [],  # name, candidates (name, top1, size_bytes, p50_s, void, failure), ships, verdict
         "timing": False,  # latency is being measured: whoever watches should disturb as little as possible
         "said": [],  # the last lines: at, text
         "verdict": None, "error": None,
@@ -110,7 +112,7 @@ def _target(state: dict[str, Any], e: dict[str, Any]) -> None:
 
 def _candidate(state: dict[str, Any], e: dict[str, Any]) -> None:
     kept = {key: e.get(key) for key in ("name", "top1", "size_bytes", "failure")}
-    state["targets"][-1]["candidates"].append({**kept, "p50_s": None})
+    state["targets"][-1]["candidates"].append({**kept, "p50_s": None, "void": False})
 
 
 def _timing(state: dict[str, Any], e: dict[str, Any]) -> None:
@@ -120,7 +122,7 @@ def _timing(state: dict[str, Any], e: dict[str, Any]) -> None:
 def _timed(state: dict[str, Any], e: dict[str, Any]) -> None:
     state["timing"] = False
     for candidate in state["targets"][-1]["candidates"]:
-        candidate["p50_s"] = e["p50_s"].get(candidate["name"])
+        candidate |= {"p50_s": e["p50_s"].get(candidate["name"]), "void": candidate["name"] in e.get("void", ())}
 
 
 def _shipped(state: dict[str, Any], e: dict[str, Any]) -> None:
@@ -140,6 +142,15 @@ _EVENTS: dict[str, Callable[[dict[str, Any], dict[str, Any]], None]] = {
     "begin": _begin, "step": _step, "bar": _bar, "curve": _curve, "target": _target, "candidate": _candidate, "timing": _timing,
     "timed": _timed, "shipped": _shipped, "said": _said, "end": _end,
 }  # fmt: skip
+
+
+def _harmless(value: Any) -> Any:
+    """Names of classes and files come from anywhere: what would reorder or hide text, on the page too, is written out."""
+    if isinstance(value, dict):
+        return {key: _harmless(v) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_harmless(v) for v in value]
+    return printable(value, breaks="\n") if isinstance(value, str) else value
 
 
 def _lives(pid: Any) -> bool:

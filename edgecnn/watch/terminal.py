@@ -16,28 +16,32 @@ if TYPE_CHECKING:
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
-def follow(progress: Progress, address: str) -> dict[str, Any]:
-    """Show the run until it ends or Ctrl-C; returns its last state."""
-    state = progress.state()
-    if not sys.stdout.isatty():
-        shown = 0.0
-        while True:
-            for line in state["said"]:
-                if line["at"] > shown:
-                    print(printable(line["text"]), flush=True)
-                    shown = line["at"]
-            if state["verdict"] or state["error"]:
-                return state
-            time.sleep(1)
-            state = progress.state()
+def follow(progress: Progress, address: str, *, quiet: bool = False) -> dict[str, Any]:
+    """Show the run until it ends or Ctrl-C, or only wait for that; returns its last state."""
+    if quiet or not sys.stdout.isatty():
+        return _lines(progress, quiet=quiet)
     from rich.live import Live
 
+    state = progress.state()
     with Live(_drawn(state, address), refresh_per_second=2) as live:
         while not (state["verdict"] or state["error"]):
             time.sleep(5 if state["timing"] else 0.5)
             state = progress.state()
             live.update(_drawn(state, address))
     return state
+
+
+def _lines(progress: Progress, *, quiet: bool) -> dict[str, Any]:
+    shown = 0.0
+    while True:
+        state = progress.state()
+        for line in state["said"] if not quiet else ():
+            if line["at"] > shown:
+                print(printable(line["text"]), flush=True)
+                shown = line["at"]
+        if state["verdict"] or state["error"]:
+            return state
+        time.sleep(1)
 
 
 def _drawn(state: dict[str, Any], address: str) -> RenderableType:
@@ -68,7 +72,7 @@ def _drawn(state: dict[str, Any], address: str) -> RenderableType:
             outcome = f"ships: {target['verdict']}" if target["ships"] == c["name"] else "refused" if c["failure"] else ""
             table.add_row(
                 Text(printable(target["name"])), Text(printable(c["name"])), _figure(c["top1"], "{:.2%}"),
-                _figure(c["p50_s"], "{:.3g}", 1e3), _figure(c["size_bytes"], "{:.2f}", 1e-6), Text(outcome),
+                "void" if c["void"] else _figure(c["p50_s"], "{:.3g}", 1e3), _figure(c["size_bytes"], "{:.2f}", 1e-6), Text(outcome),
             )  # fmt: skip
         parts.append(table)
     if state["said"]:

@@ -14,7 +14,7 @@ const quiet = ["--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-ru
 const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? "/usr/bin/chromium", args: quiet });
 const found = [];
 for (const page of pages) {
-  for (const [width, colorScheme] of [[390, "light"], [820, "dark"], [1440, "light"], [1440, "dark"]]) {
+  for (const [width, colorScheme] of [390, 820, 1440].flatMap((w) => [[w, "light"], [w, "dark"]])) {
     const context = await browser.newContext({ viewport: { width, height: 900 }, colorScheme });
     const tab = await context.newPage();
     const errors = [], requests = [];
@@ -23,7 +23,7 @@ for (const page of pages) {
     tab.on("request", (r) => r.url().startsWith("data:") || requests.push(r.url()));
     await tab.goto(pathToFileURL(resolve(page)).href);
     const name = `${basename(dirname(resolve(page)))}-${width}-${colorScheme}`;
-    await tab.screenshot({ path: join(out, `${name}.png`), fullPage: true });
+    await tab.screenshot({ path: join(out, `${name}.png`), fullPage: true, timeout: 120_000 });
     const wide = await tab.evaluate(() => document.documentElement.scrollWidth - document.documentElement.clientWidth);
     await tab.evaluate(axe); // through the debugger, which the page's own policy does not reach
     const result = await tab.evaluate(() => axe.run(document, { resultTypes: ["violations"] }));
