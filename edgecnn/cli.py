@@ -252,7 +252,7 @@ def device_add(
     return _tell_board(add(name, address, fingerprint), as_json=as_json)
 
 
-@device_app.command("check")
+@device_app.command("check", short_help="Connect to a board and tell what it is.")
 def device_check(
     board: Annotated[str, typer.Argument(help="A name of `edgecnn device list`, or an address.")], as_json: Json = False
 ) -> int:
