@@ -165,6 +165,8 @@ def _nearby(path: Path) -> str:
 
 def _is_one(path: Path) -> bool:
     """Whether a YAML file looks like a recipe, which a linter's or a site's settings do not."""
+    if not path.is_file():
+        return False
     try:
         with path.open("rb") as file:
             return re.search(rb"^targets:", file.read(MAX_BYTES), re.MULTILINE) is not None
