@@ -39,6 +39,7 @@ ALLOWED = {
     ("deliver.py", "numpy.load", "allow_pickle=False"): "our own logits",
     ("trust/predicted.py", "numpy.load", "allow_pickle=False"): "our own predictions, of a run folder",
     ("trust/examine.py", "numpy.load", "allow_pickle=False"): "our own logits",
+    ("compare.py", "numpy.load", "allow_pickle=False"): "our own logits",
     ("targets/calibration.py", "numpy.load", "allow_pickle=False"): "our own histograms",
     ("device/packed.py", "numpy.load", "allow_pickle=False"): "prepared images, whose digest is in set.json",
     ("device/golden.py", "numpy.load", "allow_pickle=False"): "of a verified bundle",
