@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.cores import cores
 from edgecnn.data import ImageSet
+from edgecnn.device.machine import usable_cores
 from edgecnn.device.preprocess import to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
 
@@ -45,7 +45,7 @@ def kept_in_memory(images: ImageSet, channels: int) -> ImageSet | None:
         return None
     kept: list[npt.NDArray[np.uint8]] = []
     total, block = 0, 1024
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(images), block):
             for pixels in pool.map(decode, range(start, min(start + block, len(images)))):
                 kept.append(pixels)
@@ -92,7 +92,7 @@ def batches(
 
 def loading_processes(images: ImageSet, kept: bool, on_cpu: bool) -> int:
     """How many: none where the images are in memory and training itself wants every core."""
-    return 0 if len(images) < MANY_IMAGES or (kept and on_cpu) else min(4, cores())
+    return 0 if len(images) < MANY_IMAGES or (kept and on_cpu) else min(4, usable_cores())
 
 
 def _rows(batch: int, rank: int, ranks: int) -> npt.NDArray[np.int64]:

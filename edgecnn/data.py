@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from edgecnn.cores import cores
+from edgecnn.device.machine import usable_cores
 from edgecnn.device.packed import Packed, write_packed
 from edgecnn.device.preprocess import to_mode, to_pixels
 from edgecnn.device.spec import InputSpec
@@ -152,7 +152,7 @@ def _prepared(images: ImageSet, spec: InputSpec) -> Iterator[npt.NDArray[np.uint
             raise DataError(f"{shown(images.ids[i])}: {fault}. Replace the image, or leave it out.") from None
 
     block = 256  # prepared ahead of the writer at most
-    with ThreadPoolExecutor(cores()) as pool:
+    with ThreadPoolExecutor(usable_cores()) as pool:
         for start in range(0, len(images), block):
             yield from pool.map(prepare, range(start, min(start + block, len(images))))
 
@@ -253,7 +253,7 @@ def _check(found: Found, indices: list[int], skip_bad: bool, screen: Screen) -> 
 
     digests: dict[int, str] = {}
     bad: list[tuple[str, str]] = []
-    with ThreadPoolExecutor(cores()) as pool, screen.bar("checking images", len(indices)) as bar:
+    with ThreadPoolExecutor(usable_cores()) as pool, screen.bar("checking images", len(indices)) as bar:
         for done, (i, (digest, reason)) in enumerate(zip(indices, pool.map(look, indices), strict=True), start=1):
             if reason:
                 bad.append((found.ids[i], reason))

@@ -114,7 +114,7 @@ def test_the_number_of_cores_changes_nothing(tiny_folder: Path, tmp_path: Path, 
     """One core and four collect the same histograms, to the bit, and correct biases to the same bytes."""
     made = {}
     for n in (1, 4):
-        monkeypatch.setattr("edgecnn.cores.cores", lambda n=n: n)
+        monkeypatch.setattr("edgecnn.cores.usable_cores", lambda n=n: n)
         start, path = source(tiny_folder), tmp_path / f"{n}.onnx"
         fit_qdq(start, path, Onnxruntime(name="pi", runtime="onnxruntime").form(), methods=["minmax", "mse"], correct=True)
         ends = {name: (h.low, h.high, h.mean_low, h.mean_high, h.counts.tolist()) for name, h in start.histograms().items()}
