@@ -14,7 +14,7 @@ import typer
 from typer.core import TyperCommand
 
 from edgecnn import __version__
-from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, guarded, printable
+from edgecnn.errors import DONE, INTERRUPTED, PromiseBroken, UsageError, guarded, printable
 
 if TYPE_CHECKING:
     from edgecnn.doctor import Finding
@@ -299,7 +299,6 @@ def report(
     as_json: Json = False,
 ) -> int:
     """Write the HTML report of a run again from its result.json."""
-    from edgecnn.errors import UsageError
     from edgecnn.report import write_report
 
     result = folder / "result.json" if folder.is_dir() else folder
@@ -324,7 +323,10 @@ def watch(
 
     progress = Progress(folder)
     if as_json:
-        print(json.dumps(progress.state()))
+        state = progress.state()
+        if not state["name"]:
+            raise UsageError(f"{folder}: no run there yet. Give the folder that `edgecnn compress --out` was given.")
+        print(json.dumps(state))
         return DONE
     with served(folder, port) as address:
         print(f"watch: {address}", file=sys.stderr, flush=True)

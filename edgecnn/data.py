@@ -118,7 +118,7 @@ def load_data(config: DataConfig, seed: int, screen: Screen | None = None) -> Da
 
     doubts = [*found.doubts, *_doubts(found, config, splits, digests)]
     if skipped:
-        doubts.append(f"{len(skipped)} images do not decode and were left out, such as {shown(skipped[0])}")
+        doubts.append(f"images that do not decode were left out: {len(skipped)}, such as {shown(skipped[0])}")
     if not splits["choice"]:
         splits["choice"] = splits["calibration"]
         doubts.append("no images are left for choice: the calibration images also choose among candidates")

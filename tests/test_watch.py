@@ -146,6 +146,9 @@ def test_watch_without_a_terminal_prints_the_lines_and_ends_with_the_run(finishe
     assert "\x1b" not in done.stdout
     state = json.loads(subprocess.run([*command, "--json"], capture_output=True, text=True, check=True, timeout=60).stdout)
     assert state["verdict"]
+    nothing = subprocess.run([*command[:4], str(finished / "nothing"), "--json"], capture_output=True, text=True, check=False, timeout=60)
+    assert (nothing.returncode, nothing.stdout) == (2, "")
+    assert "no run there yet" in nothing.stderr
 
 
 def test_a_sparkline_keeps_the_ends_and_the_width() -> None:
