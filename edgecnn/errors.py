@@ -81,7 +81,13 @@ _OUT_OF = {
     errno.EMFILE: "too many open files",
     errno.ENFILE: "too many open files",
     errno.EIO: "disk I/O error",
+    errno.ENOMEM: "out of memory",
 }
+
+
+def is_the_machines(fault: BaseException) -> bool:
+    """Whether a file could not be read or written for want of something, which says nothing about the file."""
+    return isinstance(fault, OSError) and fault.errno in _OUT_OF
 
 
 def exit_code_of(fault: BaseException) -> tuple[int, str | None]:

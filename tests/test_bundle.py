@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import resource
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from edgecnn.device.bundle import LABELS, MANIFEST, README, SUMS, verify_bundle, write_bundle
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import InputSpec, Manifest, read_manifest
-from edgecnn.errors import IntegrityError
+from edgecnn.errors import IntegrityError, exit_code_of
 
 SPEC = InputSpec(3, 16, 16, 16, "crop", "bilinear", (0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 PLAIN = Manifest(
@@ -276,6 +278,7 @@ def test_labels_keep_one_line_each(tmp_path: Path) -> None:
 # Forks once for each step that touches the disk and dies there as by `kill -9`, until one writes to the end.
 KILLED = """
 import os, signal, sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from edgecnn.device.bundle import verify_bundle, write_bundle
@@ -321,3 +324,24 @@ def test_killed_anywhere_it_leaves_the_old_or_the_new_bundle(bundle: Path) -> No
         newest = there
     assert newest == rows[-1][0]
     assert {p.name for p in bundle.parent.iterdir()} == {"pi", "pi.source"}, "the last writer clears up after those that were killed"
+
+
+def test_sums_without_their_last_byte_are_refused(bundle: Path) -> None:
+    """Found by mutants: the end of the last line alone was missing, and the bundle was verified."""
+    whole = (bundle / SUMS).read_bytes()
+    (bundle / SUMS).write_bytes(whole[:-1])
+    with pytest.raises(IntegrityError, match="has no end"):
+        verify_bundle(bundle)
+
+
+@pytest.mark.parametrize("read", [lambda folder: read_manifest(folder / MANIFEST), verify_bundle], ids=["manifest", "bundle"])
+def test_want_of_open_files_is_not_the_bundles_fault(bundle: Path, read: Callable[[Path], object]) -> None:
+    """Too many open files are told as such, with exit code 5, not as a bundle that cannot be read."""
+    most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, most[1]))
+    try:
+        with pytest.raises(OSError, match="Too many open files") as caught:
+            read(bundle)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, most)
+    assert exit_code_of(caught.value)[0] == 5

@@ -244,6 +244,7 @@ def test_interrupted_at_random(runs: Runs, fault: str) -> None:
 
 def test_killed_at_a_few_points(runs: Runs) -> None:
     """The short form: six points of a run, among them renames, and one error of each kind."""
+    runs.fresh()
     renames = [label for label in runs.labels if label.startswith("rename store")]
     points = [*renames[:1], *random.Random(1).sample(runs.labels, 2)]
     for fault, code in (("kill", -9), ("ENOSPC", 5), ("SIGTERM", 130)):

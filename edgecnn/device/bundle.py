@@ -18,7 +18,7 @@ from pathlib import Path, PurePosixPath
 
 from edgecnn.device.files import fsync_folder, sha256_file
 from edgecnn.device.spec import Manifest, read_manifest
-from edgecnn.errors import IntegrityError, UsageError
+from edgecnn.errors import IntegrityError, UsageError, is_the_machines
 
 MANIFEST = "manifest.json"
 LABELS = "labels.txt"
@@ -148,7 +148,10 @@ def parse_sums(content: bytes, where: str) -> dict[str, str]:
         raise IntegrityError(f"{where}: cannot be read. A bundle without it is unfinished or not a bundle.") from None
     sums: dict[str, str] = {}
     names = []
-    for line in text.removesuffix("\n").split("\n"):  # `splitlines` would also split at other bytes than sha256sum does
+    lines = text.split("\n")  # `splitlines` would also split at other bytes than sha256sum does
+    if lines.pop():
+        raise IntegrityError(f"{where}: its last line has no end. Copy the bundle again from where it was made.")
+    for line in lines:
         match = _LINE.fullmatch(line)
         if match is None:
             raise IntegrityError(f"{where}: the line {line[:200]!r} is not one that edgecnn writes. Copy the bundle again.")
@@ -224,7 +227,9 @@ def _read_sums(path: Path) -> dict[str, str]:
             raise IntegrityError(f"{path}: not a regular file. Copy the bundle again from where it was made.")
         with path.open("rb") as source:
             content = source.read(MOST_SUMS_BYTES + 1)
-    except OSError:
+    except OSError as fault:
+        if is_the_machines(fault):
+            raise
         raise IntegrityError(f"{path}: cannot be read. A bundle without it is unfinished or not a bundle.") from None
     return parse_sums(content, str(path))
 

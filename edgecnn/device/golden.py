@@ -31,7 +31,7 @@ from edgecnn.device.files import write_atomically
 from edgecnn.device.preprocess import to_input
 from edgecnn.device.runtimes import Runner
 from edgecnn.device.spec import InputSpec, Manifest
-from edgecnn.errors import IntegrityError
+from edgecnn.errors import IntegrityError, is_the_machines
 
 VECTORS = "golden.npz"
 ABOUT = "golden.json"
@@ -130,6 +130,8 @@ def compare_golden(folder: Path, manifest: Manifest, runner: Runner) -> tuple[Co
             images, expected = vectors["images"], vectors["logits"]
         bound = float(about["bound"])
     except (OSError, ValueError, RecursionError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as fault:
+        if is_the_machines(fault):
+            raise
         raise IntegrityError(f"{folder}: no golden vectors that can be read ({fault!r}). Make the bundle again.") from None
     spec = manifest.input
     if images.dtype != np.uint8 or images.shape[1:] != (*spec.example_size, spec.channels) or len(images) != len(expected):

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.device.files import fsync_folder, write_atomically
-from edgecnn.errors import IntegrityError
+from edgecnn.errors import IntegrityError, is_the_machines
 
 SCHEMA = 2
 _CHUNK_BYTES = 1 << 22
@@ -142,6 +142,8 @@ def open_packed(folder: Path, check: bool = False) -> Packed:
         images = np.load(folder / "images.npy", mmap_mode="r", allow_pickle=False)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
     except (OSError, ValueError, RecursionError, KeyError, TypeError, EOFError) as fault:
+        if is_the_machines(fault):
+            raise
         reason = f"{fault.strerror}: {Path(fault.filename).name}" if isinstance(fault, OSError) and fault.filename else repr(fault)
         raise IntegrityError(f"{folder}: not a readable image set ({reason}). Make it again.") from None
     found = (images.dtype, images.shape, labels.dtype, labels.shape, len(ids))

@@ -9,7 +9,6 @@ a colour profile is not applied, transparency is dropped, and of an animation th
 
 from __future__ import annotations
 
-import errno
 import io
 import stat
 import warnings
@@ -21,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from edgecnn.device.spec import InputSpec, Takes
-from edgecnn.errors import DataError
+from edgecnn.errors import DataError, is_the_machines
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -33,7 +32,6 @@ MAX_SIDE = 8192  # of an image that the model's file resizes by itself
 
 _SIXTEEN_BITS = ("I;16", "I;16L", "I;16B", "I;16N")
 _MODES = ("1", "L", "LA", "La", "P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "HSV", *_SIXTEEN_BITS)
-_NOT_THE_IMAGE = (errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOMEM, errno.ENOSPC)
 
 
 @lru_cache(maxsize=1)
@@ -66,7 +64,7 @@ def decode_image(data: bytes) -> Image.Image:
     except UnidentifiedImageError:
         raise DataError(f"not an image of a known format ({', '.join(_known_formats())})") from None
     except Exception as fault:  # decoders raise almost every kind on a broken file
-        if isinstance(fault, OSError) and fault.errno in _NOT_THE_IMAGE:
+        if is_the_machines(fault):
             raise
         reason = str(fault).partition("\n")[0] or type(fault).__name__
         raise DataError(reason.removesuffix(".")) from None
@@ -97,7 +95,7 @@ def read_regular(path: Path) -> bytes:
             raise DataError("not a regular file")
         return path.read_bytes()
     except OSError as fault:
-        if fault.errno in _NOT_THE_IMAGE:
+        if is_the_machines(fault):
             raise
         raise DataError((fault.strerror or type(fault).__name__).lower()) from None
 

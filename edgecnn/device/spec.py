@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from edgecnn.errors import IntegrityError
+from edgecnn.errors import IntegrityError, is_the_machines
 
 SCHEMA = 1
 
@@ -143,6 +143,8 @@ def read_manifest(path: Path) -> Manifest:
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as fault:
+        if is_the_machines(fault):
+            raise
         raise IntegrityError(f"{path}: not a readable manifest ({fault}). Is this the folder of a bundle?") from None
     try:
         if data["schema"] > SCHEMA:
