@@ -27,7 +27,7 @@ test-slow: $(VENV)/ready
 
 # Pickles that run code, bombs, mutants, kills, full disks, hostile boards: SECURITY.md says what for. The short form is part of `unit`.
 FAULTS_TESTS := $(addprefix tests/test_,faults.py mutants.py store_points.py sabotage.py untrusted.py commands.py network.py fuzz.py loaders.py properties.py sanity.py calibration_doubts.py store.py)
-faults: $(VENV)/ready  ## faults in earnest; by its parts about a quarter of an hour on two cores, and not yet run to its end as one
+faults: $(VENV)/ready  ## faults in earnest: a quarter of an hour on two cores that do nothing else
 	FAULTS=minutes $(BIN)/pytest -n 2 --dist worksteal $(FAULTS_TESTS)
 
 faults-long: $(VENV)/ready  ## hours
