@@ -18,6 +18,7 @@ import numpy as np
 
 from edgecnn.device.bundle import MANIFEST
 from edgecnn.device.evaluate import accuracy
+from edgecnn.device.machine import NOT_AVAILABLE
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import read_manifest
 from edgecnn.device.stats import compare as rank
@@ -33,7 +34,6 @@ from edgecnn.trust.change import ALPHA, Predictions, classes, flips
 from edgecnn.trust.predicted import Predicted, read_predictions
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-NOT_AVAILABLE = "not available"
 OWN_TIME = (
     "Each run measured latency in its own time, not taking turns with the others: what the machine did in between is in the ratio. "
     "`edgecnn bench` on the bundles lets them take turns."

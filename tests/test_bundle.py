@@ -278,7 +278,6 @@ def test_labels_keep_one_line_each(tmp_path: Path) -> None:
 # Forks once for each step that touches the disk and dies there as by `kill -9`, until one writes to the end.
 KILLED = """
 import os, signal, sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from edgecnn.device.bundle import verify_bundle, write_bundle

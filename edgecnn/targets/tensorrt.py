@@ -1,7 +1,7 @@
 """TensorRT: one ONNX graph that says its own precision, fp32, fp16 or int8, built on the board that runs it.
 
 int8 is explicit QDQ in TensorRT's form: symmetric int8 activations per tensor, symmetric int8 weights per channel, biases in float. A
-second candidate keeps squeeze-and-excite parts in float: half of what EfficientNet-B0 loses is lost there, for no time to be won.
+second candidate keeps squeeze-and-excite parts in float: half of what EfficientNet-B0 loses is lost there. No GPU has timed either.
 TensorRT 11 knows only strongly typed networks, so precision must be in the graph; the same graph builds with TensorRT 10 and tensorrt_rtx.
 
 Engines are never shipped. Where tensorrt or tensorrt_rtx is installed, the graph is parsed and built here for real; tensorrt_rtx needs
