@@ -16,7 +16,7 @@ from edgecnn import bench, measure
 from edgecnn.device import peaks
 from edgecnn.device.bundle import verify_bundle
 from edgecnn.device.limit import Distance, Work, bounds, checked, text, work_of
-from edgecnn.device.peaks import Peaks, Rate, convolution, fastest
+from edgecnn.device.peaks import Peaks, Rate, convolution, measure_peaks, multiply_adds, times
 from edgecnn.errors import DeviceBug, DeviceError, guarded
 from edgecnn.targets.onnxruntime import Onnxruntime
 from edgecnn.targets.openvino import Openvino
@@ -123,24 +123,43 @@ def test_clock_and_instructions_are_read(tmp_path: Path) -> None:
     assert peaks._theory(2, ["float32"], tmp_path) == {"float32": 16 * 6e9}
 
 
-def test_fastest_with_a_clock_of_its_own() -> None:
-    """The quickest call counts, after two that do not, for the time asked and five calls at least."""
+def test_times_with_a_clock_of_its_own() -> None:
+    """Every call counts but two that warm up, for the time asked and five calls at least."""
     now, durations = 0.0, iter([0.001, 0.001, 0.05, 0.03, 0.04, 0.02, 0.06, *[0.5] * 9])
 
     def call() -> None:
         nonlocal now
         now += next(durations)
 
-    assert fastest(call, 0.01, lambda: now) == pytest.approx(0.02)
+    assert times(call, 0.01, lambda: now) == pytest.approx([0.05, 0.03, 0.04, 0.02, 0.06])
+
+
+def test_peaks_are_medians_around_the_model() -> None:
+    """With a clock by which every call takes a second, but the luckiest ones before the model a tenth: peaks do not follow those."""
+    now, calls = 0.0, 0
+
+    def clock() -> float:
+        nonlocal now, calls
+        calls += 1
+        now += 0.1 if calls % 11 == 0 else 1.0
+        return now
+
+    def model() -> int:
+        return calls
+
+    found, at = measure_peaks(1, model, clock)
+    assert 0 < at < calls  # something was timed before, and something after
+    for rate in found.rates.values():
+        assert rate.per_s in [multiply_adds(shape) for shape in peaks.SHAPES]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])
 def test_convolution_is_sound_onnx(dtype: str) -> None:
     """The file that is written byte by byte passes onnx's own check, runs, and counts its multiply-adds rightly."""
-    model, x, macs = convolution(dtype, 8, 6, 3)
+    model, x = convolution(dtype, 8, 6, 3)
     onnx.checker.check_model(onnx.load_from_string(model), full_check=True)
     (y,) = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"]).run(None, {"x": x})
-    assert macs == y.size * 8 * 3 * 3
+    assert multiply_adds((8, 6, 3)) == y.size * 8 * 3 * 3
     assert y.shape == x.shape
     assert y.std() > 0.1
     if dtype == "int8":  # neither all the same nor all at the ends

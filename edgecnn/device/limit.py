@@ -91,7 +91,7 @@ class Distance:
 
 
 def distance(folder: Path, manifest: Manifest, example: np.ndarray, measured: Callable[[], Result], threads: int) -> Distance:
-    """Measure the machine, then the model, in this process, which should be a fresh one.
+    """Measure the machine and, in the midst of it, the model, in this process, which should be a fresh one.
 
     Args:
         folder: of the bundle or bare file, verified.
@@ -105,9 +105,8 @@ def distance(folder: Path, manifest: Manifest, example: np.ndarray, measured: Ca
     """
     work = work_of(folder, manifest, example)
     before = machine.state()
-    peaks = measure_peaks(threads)
+    peaks, result = measure_peaks(threads, measured)
     disturbed = machine.disturbances(before, machine.state(), threads)
-    result = measured()
     found = bounds(work, peaks)
     steady_s, bound_s = percentile(result.samples_s, 0.5), math.fsum(each.seconds for each in found)
     void = "; ".join(dict.fromkeys(filter(None, (*disturbed[1], result.void))))
