@@ -147,10 +147,12 @@ def test_peaks_are_medians_around_the_model() -> None:
     def model() -> int:
         return calls
 
-    found, at = measure_peaks(1, model, clock)
-    assert 0 < at < calls  # something was timed before, and something after
-    for rate in found.rates.values():
-        assert rate.per_s in [multiply_adds(shape) for shape in peaks.SHAPES]
+    found = measure_peaks(1, model, 3, clock)
+    at = [given for _, given in found]
+    assert 0 < at[0] < at[1] < at[2] < calls  # something was timed before, between and after
+    for told, _ in found:
+        for rate in told.rates.values():
+            assert rate.per_s in [multiply_adds(shape) for shape in peaks.SHAPES]
 
 
 @pytest.mark.parametrize("dtype", ["float32", "int8"])

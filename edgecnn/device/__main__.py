@@ -362,7 +362,7 @@ def bench(arguments: argparse.Namespace) -> int:
         _print(arguments, asdict(layers), f"{_line(manifest)}\n{table([layers])}")
         return 0
 
-    def measured() -> Result:
+    def measured(seconds: float) -> Result:
         return measure(
             lambda: open_runner(folder, manifest, threads=arguments.threads, provider=arguments.provider, batch=arguments.batch),
             example,
@@ -371,7 +371,7 @@ def bench(arguments: argparse.Namespace) -> int:
             runtime=manifest.runtime,
             threads=arguments.threads,
             batch=arguments.batch,
-            min_seconds=arguments.seconds,
+            min_seconds=seconds,
             meters=meters() if arguments.energy else None,
         )
 
@@ -380,10 +380,10 @@ def bench(arguments: argparse.Namespace) -> int:
 
         if arguments.provider not in (None, "CPUExecutionProvider", "CPU"):
             raise UsageError(f"--distance: known for the CPU only, asked for {arguments.provider!r}. Leave out --distance.")
-        far = distance(folder, manifest, example, measured, arguments.threads)
+        far = distance(folder, manifest, example, measured, arguments.seconds, arguments.threads)
         _print(arguments, asdict(far), f"{_line(manifest)}\n{text(far)}")
         return 0
-    result = measured()
+    result = measured(arguments.seconds)
     _print(arguments, asdict(result), f"{_line(manifest)}\n{summary(result)}")
     return 0
 

@@ -27,6 +27,8 @@ from edgecnn.device.spec import SCHEMA, Manifest, Result
 from edgecnn.device.stats import percentile
 from edgecnn.errors import DeviceBug, DeviceError, UsageError
 
+# Of model and machine, so that what slows the host down for a second or two falls on both, or on turns that do not count.
+TURNS = 5
 _WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "QLinearConv": 3, "QLinearMatMul": 3, "QGemm": 3}
 _BYTES = {"float32": 4, "bf16": 2, "int8": 1}
 
@@ -64,7 +66,7 @@ class Distance:
     """A file's latency beside its bound.
 
     Attributes:
-        steady_s: median of one process, quiet or not: see `void`.
+        steady_s: median of the turn that counts, quiet or not: see `void`.
         ratio: steady_s / bound_s; 1 cannot be surpassed.
         void: why the figures must not be used, or "".
     """
@@ -90,14 +92,17 @@ class Distance:
         return Distance(**{**data, **lists, "bounds": tuple(Bound(**each) for each in data["bounds"])})
 
 
-def distance(folder: Path, manifest: Manifest, example: np.ndarray, measured: Callable[[], Result], threads: int) -> Distance:
-    """Measure the machine and, in the midst of it, the model, in this process, which should be a fresh one.
+def distance(
+    folder: Path, manifest: Manifest, example: np.ndarray, measured: Callable[[float], Result], seconds: float, threads: int
+) -> Distance:
+    """Measure model and machine in turns, in this process, which should be a fresh one; the turn with the median ratio is given.
 
     Args:
         folder: of the bundle or bare file, verified.
         manifest: its manifest.
         example: a batch as the file takes it.
-        measured: measures the model's latency.
+        measured: measures the model's latency for that many seconds.
+        seconds: of the model's steady state in all turns together.
         threads: of the runtime, in `measured` too.
 
     Raises:
@@ -105,25 +110,29 @@ def distance(folder: Path, manifest: Manifest, example: np.ndarray, measured: Ca
     """
     work = work_of(folder, manifest, example)
     before = machine.state()
-    peaks, result = measure_peaks(threads, measured)
-    disturbed = machine.disturbances(before, machine.state(), threads)
+    turns = measure_peaks(threads, lambda: measured(seconds / TURNS), TURNS)
+    doubts, void = machine.disturbances(before, machine.state(), threads)
+
+    def ratio(turn: tuple[Peaks, Result]) -> float:
+        return percentile(turn[1].samples_s, 0.5) / math.fsum(each.seconds for each in bounds(work, turn[0]))
+
+    peaks, result = sorted(turns, key=ratio)[TURNS // 2]
     found = bounds(work, peaks)
-    steady_s, bound_s = percentile(result.samples_s, 0.5), math.fsum(each.seconds for each in found)
-    void = "; ".join(dict.fromkeys(filter(None, (*disturbed[1], result.void))))
+    reasons = "; ".join(dict.fromkeys(filter(None, (*void, result.void))))
     return Distance(
         result.file,
         result.file_sha256,
         result.runtime,
         threads,
         result.batch,
-        steady_s,
-        bound_s,
-        checked(steady_s / bound_s, void),
+        percentile(result.samples_s, 0.5),
+        math.fsum(each.seconds for each in found),
+        checked(ratio((peaks, result)), reasons),
         tuple(found),
         asdict(peaks),
         result.circumstances,
-        tuple(dict.fromkeys((*peaks.doubts(), *disturbed[0], *result.doubts))),
-        void,
+        tuple(dict.fromkeys((*peaks.doubts(), *doubts, *result.doubts))),
+        reasons,
     )
 
 

@@ -2,9 +2,9 @@
 
 A board has no compiler, so the arithmetic is done by the runtimes that it has, on large, well-shaped convolutions, and the best of all
 counts: no layer of a model is expected to do better. A clock that moves (boost, a neighbour on the same host) moves the luckiest call by
-a sixth, and not the model's median; so the best convolution is timed once more, just before and just after the model, and its median
-counts, as the model's does. Bandwidth is numpy's, copying and reading arrays of many sizes. Where the cores' instructions and their clock
-are known, no rate may exceed multiply-adds per cycle times clock.
+a sixth and not the model's median; so the best convolution takes turns with the model, and its median counts, as the model's does.
+Bandwidth is numpy's, copying and reading arrays of many sizes. Where the cores' instructions and their clock are known, no rate may
+exceed multiply-adds per cycle times clock.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Call = Callable[[], object]
 SHAPES = ((128, 28, 3), (256, 28, 3), (256, 56, 3), (512, 14, 3), (512, 28, 1), (1024, 14, 1), (2048, 16, 1))
 SIZES = tuple(2**k for k in range(14, 28))  # bytes of an array, for each thread
 _SECONDS = 0.1
-_MEDIAN_SECONDS = 0.5  # of a type, before the model and after it
+_TURN_SECONDS = 0.15  # of a type, before a turn of the model and after it
 _CALL_BYTES = 1 << 25  # of one call, so that handing it to a thread does not count
 
 # The most multiply-adds of one core in one cycle, by the instructions it has; the first that is there counts. It is a bound: as many units
@@ -111,11 +111,12 @@ class Peaks:
         return doubts
 
 
-def measure_peaks(threads: int, model: Callable[[], T], clock: Callable[[], float] = time.perf_counter) -> tuple[Peaks, T]:
-    """Measure this machine around `model`, in a process that does nothing else; takes about ten seconds beside the model's own.
+def measure_peaks(
+    threads: int, model: Callable[[], T], turns: int, clock: Callable[[], float] = time.perf_counter
+) -> list[tuple[Peaks, T]]:
+    """Measure this machine around each of `turns` calls of `model`, in a process that does nothing else.
 
-    Returns:
-        The peaks, and what `model` gave.
+    Takes about ten seconds beside the model's own. Returns what the machine did just before and just after each, and what `model` gave.
 
     Raises:
         DeviceError: no runtime is here.
@@ -124,43 +125,55 @@ def measure_peaks(threads: int, model: Callable[[], T], clock: Callable[[], floa
     if not best:
         raise DeviceError("neither onnxruntime nor OpenVINO is here to measure the machine with. Install one.")
     reached = bandwidth(threads, clock=clock)
-    before = {dtype: _timed(dtype, which, threads, clock) for dtype, which in best.items()}
-    result = model()
-    rates = {}
-    for dtype, which in best.items():
-        took = percentile([*before[dtype], *_timed(dtype, which, threads, clock)], 0.5)
-        channels, size, kernel = which.shape
-        by = f"{which.runtime}, {kernel}x{kernel} convolution of {channels} channels at {size}x{size}"
-        rates[dtype] = Rate(multiply_adds(which.shape) / took, by)
-    return Peaks(threads, rates, reached, _theory(threads, rates)), result
+    theory = _theory(threads, [each.dtype for each in best])
+    given, took = [], [[_timed(each, threads, clock) for each in best]]
+    for _ in range(turns):
+        given.append(model())
+        took.append([_timed(each, threads, clock) for each in best])
+    found = []
+    for before, after, result in zip(took, took[1:], given, strict=False):
+        medians = [percentile([*one, *other], 0.5) for one, other in zip(before, after, strict=True)]
+        rates = {each.dtype: Rate(each.macs / median, str(each)) for each, median in zip(best, medians, strict=True)}
+        found.append((Peaks(threads, rates, reached, theory), result))
+    return found
 
 
 @dataclass(frozen=True)
-class _Best:
-    """The fastest of all convolutions of one type."""
+class _Convolution:
+    """One that can be timed: type of its numbers, runtime, and channels, height and kernel."""
 
-    per_s: float
+    dtype: str
     runtime: str
     shape: tuple[int, int, int]
 
+    @property
+    def macs(self) -> int:
+        return multiply_adds(self.shape)
 
-def _best_convolutions(threads: int, clock: Callable[[], float]) -> dict[str, _Best]:
-    best: dict[str, _Best] = {}
-    for runtime in _RUNTIMES:
-        for dtype in ("float32", "bf16", "int8") if find_spec(runtime) else ():
-            for shape in SHAPES:
-                with _opened(runtime, dtype, shape, threads) as call:
+    def __str__(self) -> str:
+        channels, size, kernel = self.shape
+        return f"{self.runtime}, {kernel}x{kernel} convolution of {channels} channels at {size}x{size}"
+
+
+def _best_convolutions(threads: int, clock: Callable[[], float]) -> list[_Convolution]:
+    """Of each type that a runtime here has, the one with the most multiply-adds a second."""
+    best: dict[str, tuple[float, _Convolution]] = {}
+    for runtime in filter(find_spec, _RUNTIMES):
+        for dtype in ("float32", "bf16", "int8"):
+            for each in (_Convolution(dtype, runtime, shape) for shape in SHAPES):
+                with _opened(each, threads) as call:
                     if call is None:
                         break
-                    found = _Best(multiply_adds(shape) / min(times(call, _SECONDS, clock)), runtime, shape)
-                best[dtype] = max(best.get(dtype, found), found, key=lambda each: each.per_s)
-    return best
+                    rate = each.macs / min(times(call, _SECONDS, clock))
+                if dtype not in best or rate > best[dtype][0]:
+                    best[dtype] = rate, each
+    return [each for _, each in best.values()]
 
 
-def _timed(dtype: str, which: _Best, threads: int, clock: Callable[[], float]) -> list[float]:
-    with _opened(which.runtime, dtype, which.shape, threads) as call:
+def _timed(each: _Convolution, threads: int, clock: Callable[[], float]) -> list[float]:
+    with _opened(each, threads) as call:
         assert call is not None  # it was there a moment ago
-        return times(call, _MEDIAN_SECONDS, clock)
+        return times(call, _TURN_SECONDS, clock)
 
 
 def times(call: Callable[[], object], seconds: float, clock: Callable[[], float]) -> list[float]:
@@ -248,9 +261,9 @@ def _openvino(model: bytes, x: np.ndarray, dtype: str, threads: int) -> Iterator
 _RUNTIMES = {"onnxruntime": _onnxruntime, "openvino": _openvino}
 
 
-def _opened(runtime: str, dtype: str, shape: tuple[int, int, int], threads: int) -> AbstractContextManager[Call | None]:
+def _opened(each: _Convolution, threads: int) -> AbstractContextManager[Call | None]:
     """A call of the convolution; None where the runtime has not got the type."""
-    return _RUNTIMES[runtime](*convolution(dtype, *shape), dtype, threads)
+    return _RUNTIMES[each.runtime](*convolution(each.dtype, *each.shape), each.dtype, threads)
 
 
 def multiply_adds(shape: tuple[int, int, int]) -> int:
