@@ -64,10 +64,11 @@ def main() -> None:
         sub.add_argument("names", nargs="*")
         if command is quantize:
             sub.add_argument("--peers", nargs="*", default=list(PEERS))
+        if command in (edgecnn, race_all):
+            sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
         if command is race_all:
             sub.add_argument("--processes", type=int, default=5)
             sub.add_argument("--seconds", type=float, default=0.3)
-            sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
             sub.add_argument("--again", action="store_true")
             sub.add_argument("--only", nargs="*", default=[""], help="files whose names begin so; all others are left out")
     given = parser.parse_args()
@@ -128,11 +129,12 @@ def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
         histograms = functools.cache(functools.partial(collect, graph, packed, spec))
         labels = tuple(map(str, range(np.load(folder / "float-evaluation.npy", mmap_mode="r").shape[1])))
         source = Source(graph, lambda graph=graph: graph, spec, labels, packed, histograms, 0)
-        for old in (folder / "peers").glob("edgecnn-*"):
-            shutil.rmtree(old)
-        for kind in (Onnxruntime, Openvino):
+        for runtime in given.runtimes:
+            for old in (folder / "peers").glob(f"edgecnn-{runtime}-*"):
+                shutil.rmtree(old)
             # As the peers' files: the tensor goes in, not pixels.
-            target = kind.model_validate({"name": kind.__name__, "runtime": kind.__name__.lower(), "input": "float"})
+            kind = {"onnxruntime": Onnxruntime, "openvino": Openvino}[runtime]
+            target = kind.model_validate({"name": runtime, "runtime": runtime, "input": "float"})
             for candidate in target.candidates():
                 if candidate.precision != "int8":
                     continue
