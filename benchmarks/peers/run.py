@@ -71,6 +71,7 @@ def main() -> None:
             sub.add_argument("--seconds", type=float, default=0.3)
             sub.add_argument("--again", action="store_true")
             sub.add_argument("--only", nargs="*", default=[""], help="files whose names begin so; all others are left out")
+            sub.add_argument("--rivals", action="store_true", help="besides --only: peers' files at least as accurate as one of edgecnn's")
     given = parser.parse_args()
     folders = [given.out / name for name in given.names] or sorted(p.parent for p in given.out.glob("*/model.onnx"))
     given.command(given, folders)
@@ -202,16 +203,7 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
             if record.exists() and not given.again:
                 continue
             contenders = [Contender("float", folder / "model.onnx", 1)]
-            known: dict[str, str] = {}
-            for out in sorted((folder / "peers").iterdir()):
-                about = json.loads((out / "result.json").read_text())
-                measured = about.get(runtime, {"fault": "not evaluated"})
-                if measured["fault"] or -measured["drop"] < COLLAPSED or measured["sha256"] in known:
-                    continue
-                if about.get("for", runtime) != runtime or not out.name.startswith(tuple(given.only)):
-                    continue
-                known[measured["sha256"]] = out.name
-                contenders.append(Contender(out.name, model_of(out), 1))
+            contenders += [Contender(out.name, model_of(out), 1) for out in worth_timing(folder, runtime, tuple(given.only), given.rivals)]
 
             def once(contender: Contender, runtime: str = runtime) -> Result:
                 return measure.bench(contender.path, "--runtime", runtime, "--threads", 1, "--seconds", given.seconds)
@@ -219,6 +211,22 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
             found = race(contenders, once, processes=given.processes, seed=0, screen=Screen())
             record.write_text(json.dumps(found.to_json()))
             print(folder.name, runtime, *[f"{c.name} {p50(found.results[c.name]):.3f}" for c in contenders], sep="\n  ", flush=True)
+
+
+def worth_timing(folder: Path, runtime: str, only: tuple[str, ...], rivals: bool) -> list[Path]:
+    """The evaluated files that did not collapse; of those with the same bytes one."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for out in sorted((folder / "peers").iterdir()):
+        about = json.loads((out / "result.json").read_text())
+        measured = about.get(runtime, {"fault": "not evaluated"})
+        if not measured["fault"] and -measured["drop"] >= COLLAPSED and about.get("for", runtime) == runtime:
+            found.setdefault(measured["sha256"], (out, about))
+    floor = min((about[runtime]["top1"] for _, about in found.values() if about["peer"] == "edgecnn"), default=0)
+    return [
+        out
+        for out, about in found.values()
+        if out.name.startswith(only) or (rivals and about["peer"] != "edgecnn" and about[runtime]["top1"] >= floor)
+    ]
 
 
 def p50(results: list[Result]) -> float:
