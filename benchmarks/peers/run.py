@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import markdown, rows, tried
 
 from edgecnn import measure
 from edgecnn.bench import Contender, race
@@ -64,6 +65,7 @@ def main() -> None:
         sub.add_argument("names", nargs="*")
         if command is quantize:
             sub.add_argument("--peers", nargs="*", default=list(PEERS))
+            sub.add_argument("--ways", nargs="*", help="these only; left out: all of each peer")
         if command in (edgecnn, race_all):
             sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
         if command is race_all:
@@ -88,7 +90,7 @@ def quantize(given: argparse.Namespace, folders: list[Path]) -> None:
             np.save(images, np.concatenate([normalise(packed.images[i : i + 1], spec) for i in range(len(packed))]))
         for peer in given.peers:
             environment, ways = PEERS[peer]
-            for way in ways:
+            for way in (way for way in ways if way in (given.ways or ways)):
                 out = folder / "peers" / f"{peer}-{way}"
                 if not (out / "result.json").exists():
                     print(folder.name, peer, way, quantize_one(environment, peer, way, folder, out), flush=True)
@@ -156,7 +158,7 @@ def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
 def evaluate(given: argparse.Namespace, folders: list[Path]) -> None:
     for folder in folders:
         labels, wanted = open_packed(folder / "evaluation").labels, np.load(folder / "float-evaluation.npy").argmax(1)
-        for out in sorted((folder / "peers").iterdir()):
+        for out in tried(folder):
             about = json.loads((out / "result.json").read_text())
             model = model_of(out)
             if about["fault"] or not model:
@@ -216,7 +218,7 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
 def worth_timing(folder: Path, runtime: str, only: tuple[str, ...], rivals: bool) -> list[Path]:
     """The evaluated files that did not collapse; of those with the same bytes one."""
     found: dict[str, tuple[Path, dict[str, Any]]] = {}
-    for out in sorted((folder / "peers").iterdir()):
+    for out in tried(folder):
         about = json.loads((out / "result.json").read_text())
         measured = about.get(runtime, {"fault": "not evaluated"})
         if not measured["fault"] and -measured["drop"] >= COLLAPSED and about.get("for", runtime) == runtime:
@@ -238,8 +240,6 @@ def p50(results: list[Result]) -> float:
 
 
 def table(given: argparse.Namespace, folders: list[Path]) -> None:
-    from tables import markdown, rows
-
     found = {folder.name: rows(folder) for folder in folders}
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "results.md").write_text(markdown(found))
