@@ -36,7 +36,7 @@ from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec, Result
 from edgecnn.screen import Screen
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = Path(os.environ.get("PEERS", HERE / ".envs"))
 RUNTIMES = ("onnxruntime", "openvino")
 # Script, environment, ways.
@@ -104,12 +104,15 @@ def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     quiet = {"OPENVINO_TELEMETRY_OPT_OUT": "1", "NNCF_TELEMETRY": "0", "OLIVE_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "2"}
-    command = [python.absolute(), HERE / f"{peer}.py", way, folder / "model.onnx", folder / "calibration.npy", out]
+    here, out = folder.resolve(), out.resolve()
+    command = [python.absolute(), HERE / f"{peer}.py", way, here / "model.onnx", here / "calibration.npy", out]
     around = {**os.environ, "PYTHONPATH": "", **quiet}
     begun = time.monotonic()
     with (out / "log.txt").open("w") as log:
         try:
-            code = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, check=False).returncode
+            # In the folder, where the leavings of some (nc_workspace, quantized_info.csv) belong.
+            done = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, cwd=out, check=False)
+            code = done.returncode
         except subprocess.TimeoutExpired:
             code = None
     model = model_of(out)
