@@ -40,7 +40,7 @@ from edgecnn.targets.base import Candidate, Promise, Source
 from edgecnn.targets.calibration import Histogram, collect, read_histograms, write_histograms
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import kept_in_float
+from edgecnn.targets.qdq import left_in_float
 from edgecnn.targets.sensitivity import Cost, costs, divergence, nodes_of, parts
 from edgecnn.trust import examine
 
@@ -206,8 +206,8 @@ def _weighed(run: Run, target: AnyTarget, source: Source, model: Float, tried: l
     form = target.form()
     if run.recipe.effort != "thorough" or plain is None or form is None or plain.artifact is None:
         return [], []
-    pinned = kept_in_float(source.onnx, target.keep_float)
     how = plain.candidate.how
+    pinned = left_in_float(source.onnx, target.keep_float, how)
 
     def measure(work: Path) -> dict[str, Any]:
         run.screen.say(f"  {target.name}: what int8 costs in each layer")

@@ -56,7 +56,7 @@ def weigh(costs: Sequence[Cost], times: tuple[Mapping[str, float], Mapping[str, 
     Args:
         costs: of each layer.
         times: seconds of each layer in the fp32 and in the int8 file, or None.
-        pinned: nodes that the recipe keeps in float.
+        pinned: nodes that every int8 file has in float.
     """
     mean = math.fsum(c.divergence for c in costs) / len(costs) if costs else 0.0
     ranked = sorted(costs, key=lambda c: -c.divergence)[: math.ceil(MOST_HARMFUL * len(costs))]
@@ -67,7 +67,7 @@ def weigh(costs: Sequence[Cost], times: tuple[Mapping[str, float], Mapping[str, 
         float_s, int8_s = (each.get(c.name) for each in times) if times else (None, None)
         why = ""
         if c.node in pinned:
-            why = "the recipe's keep_float"
+            why = "left in float by the recipe or the runtime's form"
         elif c.node in harmful:
             why = f"does {c.divergence / mean:.1f} times the mean harm of a layer"
         elif float_s is not None and int8_s is not None and int8_s - float_s > NOT_FASTER * whole:

@@ -58,7 +58,8 @@ def _remarks(t: dict[str, Any]) -> list[str]:
     void, doubts = (latency["void"], latency["doubts"]) if latency else ("", [])
     return [
         *([] if latency else [f"latency {t['where']}; accuracy of {t['accuracy_where']}"]),
-        *(note for note in t["notes"] if note not in chosen["notes"]),  # how the file was made is for the report
+        # How the file was made is for the report, unless something went wrong on the way.
+        *(note for note in t["notes"] if note not in chosen["notes"] or note.startswith(("collapse: ", "recovered: "))),
         *([f"latency void: {void}"] if void else [f"latency in doubt: {doubts[0]}"] if doubts else []),
     ]
 

@@ -22,7 +22,7 @@ from edgecnn.targets.bias import channel_means, correct_bias
 from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import KERNELS, Form, squeeze_and_excite, write_qdq
+from edgecnn.targets.qdq import KERNELS, Form, squeeze_and_excite, stem, write_qdq
 from edgecnn.targets.sensitivity import costs, divergence, nodes_of, parts, worst_layers
 from edgecnn.targets.tensorrt import FORM
 
@@ -119,14 +119,41 @@ class Gated(nn.Module):
 
 
 def test_only_the_gate_is_squeeze_and_excite(tiny_folder: Path, tmp_path: Path) -> None:
-    """Pooling to sigmoid of the gate are found; the head, which works on one position too, is not; a network without gates has none."""
+    """What follows the pooling up to the gate's sigmoid is found; the head, which works on one position too, is not; some have none."""
     torch.manual_seed(0)
     path = tmp_path / "gated.onnx"
     export_onnx(TorchModel(Gated().eval(), SPEC, tuple("abcd"), {"name": "gated"}), path)
     found = set(squeeze_and_excite(path))
     kinds = sorted(node.op_type for node in onnx.load(str(path)).graph.node if node.name in found)
-    assert kinds == ["Conv", "Conv", "ReduceMean", "Relu", "Sigmoid"]
+    assert kinds == ["Conv", "Conv", "Relu", "Sigmoid"]
     assert squeeze_and_excite(tiny_folder / "model.onnx") == []
+
+
+class Headed(nn.Module):
+    """Layers as in MobileNets, up to the first block's widening convolution; `kernel` is that of the second one."""
+
+    def __init__(self, kernel: int = 1) -> None:
+        super().__init__()
+        self.image, self.apart = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16)
+        self.narrow, self.wide, self.head = nn.Conv2d(16, 8, kernel), nn.Conv2d(8, 48, 1), nn.Conv2d(48, 4, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.narrow(self.apart(self.image(x).relu()).relu())
+        logits: Tensor = self.head(self.wide(x).relu().mean((2, 3), keepdim=True)).flatten(1)
+        return logits
+
+
+@pytest.mark.parametrize(("module", "convolutions"), [(Headed(), 3), (Headed(kernel=3), 2), (Gated(), 1)])
+def test_the_stem_ends_where_channels_become_many(module: nn.Module, convolutions: int, tiny_folder: Path, tmp_path: Path) -> None:
+    """It holds the first convolution and separable ones behind it, and nothing from one that widens or is full, gates or not."""
+    path = tmp_path / "model.onnx"
+    export_onnx(TorchModel(module.eval(), SPEC, tuple("abcd"), {"name": "headed"}), path)
+    nodes = [node.name for node in onnx.load(str(path)).graph.node]
+    found = stem(path)
+    assert found == nodes[: len(found)]
+    assert len(stem(tiny_folder / "model.onnx")) == 1, "nothing widens in it"
+    assert sum("conv" in name.lower() for name in found) == convolutions
+    assert "conv" in found[-1].lower()
 
 
 def test_a_collapse_is_named_with_its_layer(tiny_folder: Path, tmp_path: Path) -> None:
@@ -175,34 +202,44 @@ def test_a_network_without_biases_is_left_as_it_is(tiny_folder: Path, tmp_path: 
 
 
 class Uneven(nn.Module):
-    """A convolution whose first channel's weights are ten thousand times the others', as folding a batch norm can make them."""
+    """A convolution whose first channel's weights are `times` the others', as folding a batch norm can make them; what is behind it makes
+    up for that, or, if not `needed`, hardly reads the other channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, times: float, needed: bool) -> None:
         super().__init__()
         self.stem, self.head = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 14)
         with torch.no_grad():
-            self.stem.weight[0] *= 1e4
-            self.head.weight[:, 0] *= 1e-4
+            self.stem.weight[0] *= times
+            self.head.weight[:, 0] /= times
+            self.head.weight[:, 1:] *= 1 if needed else 1e-6
 
     def forward(self, x: Tensor) -> Tensor:
         logits: Tensor = self.head(self.stem(x)[:, :, :14, :14].clamp(-1, 1)).flatten(1)
         return logits
 
 
-def test_a_single_scale_for_uneven_weights_is_found_named_and_mended(tiny_folder: Path, tmp_path: Path) -> None:
-    """With `weights: per-tensor` seven of eight channels are rounded to nothing: notes name it, and the file is per channel."""
+@pytest.mark.parametrize(
+    ("times", "needed", "collapse", "replaced"), [(1e4, True, True, True), (40, True, False, True), (40, False, False, False)]
+)
+def test_a_single_scale_for_uneven_weights_is_found_named_and_mended(
+    times: float, needed: bool, collapse: bool, replaced: bool, tiny_folder: Path, tmp_path: Path
+) -> None:
+    """`weights: per-tensor` leaves seven of eight channels no steps: notes name the layer; where that matters the file is per channel."""
     torch.manual_seed(0)
     path, quantized = tmp_path / "uneven.onnx", tmp_path / "q.onnx"
-    export_onnx(TorchModel(Uneven().eval(), SPEC, tuple("abcd"), {"name": "uneven"}), path)
+    export_onnx(TorchModel(Uneven(times, needed).eval(), SPEC, tuple("abcd"), {"name": "uneven"}), path)
     images = open_packed(tiny_folder / "calibration")
     made = replace(source(tiny_folder), onnx=path, histograms=lambda: collect(path, images, SPEC))
     form = replace(FORMS["onnxruntime"], weights="per-tensor")
     notes = fit_qdq(made, quantized, form, methods=["minmax"], correct=False)
-    assert notes[1].startswith("collapse: only ")
-    assert notes[2] == "recovered: weights: per-tensor was replaced by per-channel"
+    print(notes)
+    assert notes[1].startswith("collapse: only ") == collapse
+    starved, recovered = notes[1 + collapse : 3 + collapse]
+    assert starved.startswith("weights: per-tensor leaves many channels less than 8 of 127 steps, in 1 layers: stem, 88% of its channels")
+    assert recovered.startswith(f"recovered: {'weights: per-tensor was replaced' if replaced else 'what weights: per-tensor lost'}")
     scales = [i for i in onnx.load(str(quantized)).graph.initializer if i.name.endswith("weight_scale")]
     assert len(scales) == 2
-    assert all(len(i.dims) == 1 for i in scales)
+    assert all((len(i.dims) == 1) == replaced for i in scales)
 
 
 def test_each_layer_alone_and_what_is_kept_in_float(tiny_folder: Path, tmp_path: Path) -> None:
@@ -218,7 +255,7 @@ def test_each_layer_alone_and_what_is_kept_in_float(tiny_folder: Path, tmp_path:
     assert [bool(row.why) for row in weigh(harmful, None, ())] == [True, False, False, False]
     float_s = {c.name: 1e-3 for c in found}
     rows = weigh(even, (float_s, {**float_s, even[2].name: 1.5e-3}), [even[3].node])
-    assert [row.why.split(":")[0] for row in rows] == ["", "", "not faster in int8", "the recipe's keep_float"]
+    assert [row.why.split(":")[0] for row in rows] == ["", "", "not faster in int8", "left in float by the recipe or the runtime's form"]
 
 
 def test_every_node_belongs_to_the_layer_before_it(tiny_folder: Path) -> None:

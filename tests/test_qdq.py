@@ -58,6 +58,25 @@ def test_rounding_costs_at_most_half_a_scale(tiny_folder: Path, tmp_path: Path, 
     assert seen >= 4
 
 
+def test_hard_swish_in_integers_is_within_half_a_step_of_its_gate(tmp_path: Path) -> None:
+    """Of all 256 inputs, x * gate differs from the float HardSwish by at most |x| times half of the gate's step, 1 / 255."""
+    value = helper.make_tensor_value_info
+    node = helper.make_node("HardSwish", ["input"], ["logits"], "swish")
+    model = helper.make_model(
+        helper.make_graph([node], "swish", [value("input", 1, ["n"])], [value("logits", 1, ["n"])]),
+        opset_imports=[helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
+    form = replace(FORMS["onnxruntime"], only=(*KERNELS, "HardSwish"))
+    write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", {"input": (-5.0, 7.75)}, form)
+    session = ort.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
+    x = ((np.arange(256) - 100) * np.float32(0.05)).astype(np.float32)
+    got = session.run(None, {"input": x})[0]
+    assert np.all(np.abs(got - x * np.clip(x / 6 + 0.5, 0, 1)) <= np.abs(x) * 0.5 / 255 * (1 + 1e-3) + 1e-6)
+    assert {n.op_type for n in onnx.load(str(tmp_path / "q.onnx")).graph.node} == {"QuantizeLinear", "DequantizeLinear", "Add", "Mul"}
+
+
 def _run(graph: onnx.ModelProto, q: onnx.NodeProto, dq: onnx.NodeProto, x: np.ndarray) -> np.ndarray:
     """The pair alone, in onnxruntime."""
     value = helper.make_tensor_value_info

@@ -15,14 +15,18 @@ from pathlib import Path
 
 import numpy as np
 
+from edgecnn.device.profile import layer_of
 from edgecnn.targets.base import Source
 from edgecnn.targets.bias import correct_bias
 from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import Form, write_qdq
+from edgecnn.targets.qdq import WEIGHTED, Form, channel_axis, weight_scale, write_qdq
 from edgecnn.targets.sensitivity import divergence, logits, worst_layers
 
 IMAGES = 128
 COLLAPSE = 0.9  # no honest int8 file agrees less with its float model
+FEW_STEPS = 8  # of 127, that a channel's largest weight comes to: three bits and a sign
+STARVED = 0.25  # a layer's share of such channels, from where on its scale is held to be wrong
+WORTH = 1.25  # times the divergence of one scale a channel, from where on a single scale has cost accuracy
 
 
 def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], correct: bool, exclude: Collection[str] = ()) -> list[str]:
@@ -75,12 +79,43 @@ def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct
             if after < errors[best]:
                 shutil.copy(files[best], path)
                 found[best] = corrected
-    fallen = _collapse(source, path, wanted, found[best])
-    if fallen and form.weights == "per-tensor":
-        better = replace(form, weights="per-channel")
-        again = fit_qdq(source, path, better, methods=methods, correct=correct, exclude=exclude)
-        return [note, *fallen, "recovered: weights: per-tensor was replaced by per-channel", *again]
-    return [note, *fallen]
+    notes = [note, *_collapse(source, path, wanted, found[best])]
+    if form.weights == "per-tensor":
+        notes += _starved(source.onnx, form, exclude)
+    if form.weights == "per-channel" or len(notes) == 1:
+        return notes
+    with tempfile.TemporaryDirectory() as work:
+        better = Path(work) / "per-channel.onnx"
+        again = fit_qdq(source, better, replace(form, weights="per-channel"), methods=methods, correct=correct, exclude=exclude)
+        single, many = divergence(wanted, found[best]), divergence(wanted, outputs(better))
+        told = f"divergence {single:.2g} by it, {many:.2g} by one scale a channel"
+        if single <= WORTH * many:
+            return [*notes, f"recovered: what weights: per-tensor lost there is made good: {told}"]
+        shutil.copy(better, path)
+        return [*notes, f"recovered: weights: per-tensor was replaced by per-channel: {told}", *again]
+
+
+def _starved(model: Path, form: Form, exclude: Collection[str]) -> list[str]:
+    """Where the single scale of `form` leaves many channels of a layer almost no steps: those layers, with the ends of their ranges."""
+    import onnx
+    from onnx import numpy_helper
+
+    graph = onnx.load(str(model)).graph
+    constants = {i.name: i for i in graph.initializer}
+    found = []
+    for node in graph.node:
+        if node.op_type in WEIGHTED and node.name not in exclude and node.input[1] in constants:
+            weight, axis = numpy_helper.to_array(constants[node.input[1]]), channel_axis(node)
+            single, many = (
+                127 * weight_scale(weight, axis, replace(form, weights=w, reduce_range=False)) for w in ("per-tensor", "per-channel")
+            )
+            few = float((many < single * FEW_STEPS / 127).mean())
+            if few >= STARVED:
+                found.append((few, f"{layer_of(node.input[1])}, {few:.0%} of its channels, which end at {many.min():.2g} to {single:.2g}"))
+    if not found:
+        return []
+    named = "; ".join(told for _, told in sorted(found, reverse=True)[:3])
+    return [f"weights: per-tensor leaves many channels less than {FEW_STEPS} of 127 steps, in {len(found)} layers: {named}"]
 
 
 def _collapse(source: Source, path: Path, wanted: np.ndarray, found: np.ndarray) -> list[str]:

@@ -3,8 +3,9 @@
 int8 here is U8 activations (asymmetric) and S8 weights, per-channel symmetric: the form of the VNNI and ARM dot-product kernels. On x86
 without VNNI those kernels add pairs in 16 bits and saturate, so weights are reduced to 7 bits there (`reduce_range`).
 
-Ranges are chosen and biases corrected by `fit`. Squeeze-and-excite parts work on one position, so int8 gains nothing there and pays for
-the conversions: a candidate of its own keeps them in float (benchmarks/int8.md).
+Ranges are chosen and biases corrected by `fit`. The first layers stay in float: a convolution of three channels takes its int8 kernel twice
+the time of the float one. Squeeze-and-excite parts work on one position, so int8 gains nothing there and pays for the conversions: a
+candidate of its own keeps them in float as well (benchmarks/int8.md).
 
 Cost: seconds to a minute per candidate. Memory: histograms, not activations. Library: onnxruntime.quantization.
 Sources: Jacob et al. 2018 (arXiv:1712.05877); onnxruntime documentation, "Quantize ONNX models".
@@ -34,14 +35,21 @@ class Onnxruntime(Target):
     reduce_range: bool | None = Field(None, description="7-bit weights, for x86 without VNNI. Left out: decided by this machine's CPU.")
 
     def candidates(self) -> Sequence[Candidate]:
-        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": self.form().reduce_range}
+        how = {"calibrations": list(METHODS), "correct_bias": True, "float_stem": True, "reduce_range": self.form().reduce_range}
         int8 = [Candidate(name, "int8", {**how, "float_se": name == "int8-float-se"}) for name in ("int8", "int8-float-se")]
         return [Candidate("fp32", "fp32", {}), *int8]
 
     def form(self) -> Form:
         reduced = self.reduce_range if self.reduce_range is not None else saturates()
         return Form(
-            "uint8", symmetric=False, quantize_bias=True, outputs=True, sums=False, only=KERNELS, reduce_range=reduced, weights=self.weights
+            "uint8",
+            symmetric=False,
+            quantize_bias=True,
+            outputs=True,
+            sums=False,
+            only=(*KERNELS, "HardSwish"),  # written as an addition and a product; OpenVINO has a kernel for it
+            reduce_range=reduced,
+            weights=self.weights,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:

@@ -45,6 +45,7 @@ KERNELS = (
     "Transpose",
 )
 WEIGHTED = ("Conv", "Gemm", "MatMul")
+COLOURS = 4  # at most, of an image
 # Move values and leave them as they are: out comes the scale that went in.
 MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Squeeze", "Transpose", "Unsqueeze")
 
@@ -133,7 +134,7 @@ class _Writer:
                 # Where the kernel gives integers no float is left for others to read.
                 if name in scales and (self.form.outputs or (node.name, name) in readers):
                     node.input[i] = f"{name}_DequantizeLinear_Output"
-            nodes.append(node)
+            nodes += self._hard_swish(node) if node.name in integer and node.op_type == "HardSwish" else [node]
             for name in node.output:
                 nodes += self._pair(name, scales) if name in scales else []
         del self.graph.node[:]
@@ -193,6 +194,28 @@ class _Writer:
             helper.make_node("DequantizeLinear", [integers, *how], [back], f"{name}_DequantizeLinear"),
         ]
 
+    def _hard_swish(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
+        """x * clip(x + 3, 0, 6) / 6 as an addition and a product, which have integer kernels: rounding to 0 to 6 clips, and a scale of a
+        sixth of that, behind it, divides.
+        """
+        from onnx import helper
+
+        ends = np.iinfo(self.form.activations)
+        steps = int(ends.max) - int(ends.min)
+        zero, three = "hard_swish_zero_point", "hard_swish_three"
+        self._add(zero, np.array(ends.min, self.form.activations))
+        self._add(three, np.array(ends.max, self.form.activations))
+        for value in (1, 3, 6):
+            self._add(f"hard_swish_{value}_scale", np.float32(value / steps))
+        (x,), (y,), name = node.input, node.output, node.name
+        return [
+            helper.make_node("DequantizeLinear", [three, "hard_swish_3_scale", zero], [f"{name}_three"], f"{name}_three"),
+            helper.make_node("Add", [x, f"{name}_three"], [f"{name}_sum"], f"{name}_sum"),
+            helper.make_node("QuantizeLinear", [f"{name}_sum", "hard_swish_6_scale", zero], [f"{name}_clipped"], f"{name}_clipped"),
+            helper.make_node("DequantizeLinear", [f"{name}_clipped", "hard_swish_1_scale", zero], [f"{name}_gate"], f"{name}_gate"),
+            helper.make_node("Mul", [x, f"{name}_gate"], [y], name),
+        ]
+
     def _weights(self, node: onnx.NodeProto, scales: Mapping[str, str]) -> list[onnx.NodeProto]:
         """Make the node's weight, and its bias if so wanted, integers in front of a DequantizeLinear."""
         name, axis = node.input[1], channel_axis(node)
@@ -201,7 +224,8 @@ class _Writer:
         step = float(self._value(scales[node.input[0]]))
         scale = weight_scale(weight, axis, self.form)
         if bias is not None:  # a bias that would not fit into int32 widens its channel's weights
-            scale = np.maximum(scale, np.abs(self.constants[bias].astype(np.float64)) / (step * (2**31 - 129)))
+            least = np.abs(self.constants[bias].astype(np.float64)) / (step * (2**31 - 129))
+            scale = np.maximum(scale, least if scale.ndim else least.max())
         scale = scale.astype(np.float32)
         wide = np.expand_dims(scale, [i for i in range(weight.ndim) if i != axis]) if scale.ndim else scale
         most = 64 if self.form.reduce_range else 127
@@ -299,7 +323,8 @@ def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
 
 
 def left_in_float(model: Path, keep_float: Collection[str], how: Mapping[str, Any]) -> list[str]:
-    """Names of the nodes that a candidate leaves in float: what the recipe's `keep_float` says and, in its `how`, `keep` and `float_se`.
+    """Names of the nodes that a candidate leaves in float: what the recipe's `keep_float` says and, in its `how`, `keep`, `float_se` and
+    `float_stem`.
 
     Raises:
         ModelError: `float_se`, and there are no squeeze-and-excite parts.
@@ -307,11 +332,38 @@ def left_in_float(model: Path, keep_float: Collection[str], how: Mapping[str, An
     gates = squeeze_and_excite(model) if how.get("float_se") else []
     if how.get("float_se") and not gates:
         raise ModelError("the network has no squeeze-and-excite parts to keep in float")
-    return [*gates, *kept_in_float(model, keep_float), *how.get("keep", ())]
+    first = stem(model) if how.get("float_stem") else []
+    return [*first, *gates, *kept_in_float(model, keep_float), *how.get("keep", ())]
+
+
+def stem(model: Path) -> list[str]:
+    """Names of the nodes from the image to the end of the first layers: the convolution that reads it, and behind it depthwise and
+    pointwise ones, up to one that widens or mixes neighbours. Their channels are few and their positions many, which integer kernels like
+    least. Where no such one follows, the first convolution alone.
+    """
+    import onnx
+
+    graph, gates = onnx.load(str(model)).graph, set(squeeze_and_excite(model))
+    weights, image = {i.name: i.dims for i in graph.initializer}, {i.name for i in graph.input}
+    ends: list[int] = []
+    for i, node in enumerate(graph.node):
+        if node.op_type not in WEIGHTED or node.name in gates:
+            continue
+        if node.op_type != "Conv" or node.input[1] not in weights:
+            break
+        outputs, inputs, *kernel = weights[node.input[1]]
+        groups = next((a.i for a in node.attribute if a.name == "group"), 1)
+        if not ends:
+            if node.input[0] not in image or inputs > COLOURS:
+                return []
+        elif outputs > inputs * groups or (inputs > 1 and set(kernel) != {1}):
+            return [node.name for node in graph.node[: ends[-1]]]
+        ends.append(i + 1)
+    return [node.name for node in graph.node[: ends[0] if ends else 0]]
 
 
 def squeeze_and_excite(model: Path) -> list[str]:
-    """Names of the nodes that compute a gate for each channel: from the pooling to the last node of one position before a `Mul`."""
+    """Names of the nodes that compute a gate for each channel: from behind the pooling to the last node of one position before a `Mul`."""
     import onnx
 
     graph = onnx.shape_inference.infer_shapes(onnx.load(str(model))).graph
@@ -326,7 +378,7 @@ def squeeze_and_excite(model: Path) -> list[str]:
         todo = [i for i in node.input if one_position(i)] if node.op_type == "Mul" and not one_position(node.output[0]) else []
         while todo:
             maker = makers[todo.pop()]
-            if maker.name not in found:
+            if maker.name not in found and maker.op_type != "GlobalAveragePool":
                 found.add(maker.name)
                 todo += [i for i in maker.input if one_position(i)]
     return [node.name for node in graph.node if node.name in found]
