@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tables import markdown, rows, tried
 
 from edgecnn import measure
 from edgecnn.bench import Contender, race
@@ -35,7 +36,7 @@ from edgecnn.device.preprocess import normalise
 from edgecnn.device.spec import InputSpec, Result
 from edgecnn.screen import Screen
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).resolve().parent
 ENVIRONMENTS = Path(os.environ.get("PEERS", HERE / ".envs"))
 RUNTIMES = ("onnxruntime", "openvino")
 # Script, environment, ways.
@@ -64,12 +65,17 @@ def main() -> None:
         sub.add_argument("names", nargs="*")
         if command is quantize:
             sub.add_argument("--peers", nargs="*", default=list(PEERS))
+            sub.add_argument("--ways", nargs="*", help="these only; left out: all of each peer")
+        if command in (edgecnn, race_all):
+            sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
+        if command is edgecnn:
+            sub.add_argument("--candidates", nargs="*", help="these only; left out: every int8 one")
         if command is race_all:
             sub.add_argument("--processes", type=int, default=5)
             sub.add_argument("--seconds", type=float, default=0.3)
-            sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
             sub.add_argument("--again", action="store_true")
             sub.add_argument("--only", nargs="*", default=[""], help="files whose names begin so; all others are left out")
+            sub.add_argument("--rivals", action="store_true", help="besides --only: peers' files at least as accurate as one of edgecnn's")
     given = parser.parse_args()
     folders = [given.out / name for name in given.names] or sorted(p.parent for p in given.out.glob("*/model.onnx"))
     given.command(given, folders)
@@ -86,7 +92,7 @@ def quantize(given: argparse.Namespace, folders: list[Path]) -> None:
             np.save(images, np.concatenate([normalise(packed.images[i : i + 1], spec) for i in range(len(packed))]))
         for peer in given.peers:
             environment, ways = PEERS[peer]
-            for way in ways:
+            for way in (way for way in ways if way in (given.ways or ways)):
                 out = folder / "peers" / f"{peer}-{way}"
                 if not (out / "result.json").exists():
                     print(folder.name, peer, way, quantize_one(environment, peer, way, folder, out), flush=True)
@@ -100,12 +106,15 @@ def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path)
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     quiet = {"OPENVINO_TELEMETRY_OPT_OUT": "1", "NNCF_TELEMETRY": "0", "OLIVE_DISABLE_TELEMETRY": "1", "OMP_NUM_THREADS": "2"}
-    command = [python.absolute(), HERE / f"{peer}.py", way, folder / "model.onnx", folder / "calibration.npy", out]
+    here, out = folder.resolve(), out.resolve()
+    command = [python.absolute(), HERE / f"{peer}.py", way, here / "model.onnx", here / "calibration.npy", out]
     around = {**os.environ, "PYTHONPATH": "", **quiet}
     begun = time.monotonic()
     with (out / "log.txt").open("w") as log:
         try:
-            code = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, check=False).returncode
+            # In the folder, where the leavings of some (nc_workspace, quantized_info.csv) belong.
+            done = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, cwd=out, check=False)
+            code = done.returncode
         except subprocess.TimeoutExpired:
             code = None
     model = model_of(out)
@@ -128,13 +137,15 @@ def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
         histograms = functools.cache(functools.partial(collect, graph, packed, spec))
         labels = tuple(map(str, range(np.load(folder / "float-evaluation.npy", mmap_mode="r").shape[1])))
         source = Source(graph, lambda graph=graph: graph, spec, labels, packed, histograms, 0)
-        for old in (folder / "peers").glob("edgecnn-*"):
-            shutil.rmtree(old)
-        for kind in (Onnxruntime, Openvino):
+        for runtime in given.runtimes:
+            for old in (folder / "peers").glob(f"edgecnn-{runtime}-*"):
+                if not given.candidates or old.name.removeprefix(f"edgecnn-{runtime}-") in given.candidates:
+                    shutil.rmtree(old)
             # As the peers' files: the tensor goes in, not pixels.
-            target = kind.model_validate({"name": kind.__name__, "runtime": kind.__name__.lower(), "input": "float"})
+            kind = {"onnxruntime": Onnxruntime, "openvino": Openvino}[runtime]
+            target = kind.model_validate({"name": runtime, "runtime": runtime, "input": "float"})
             for candidate in target.candidates():
-                if candidate.precision != "int8":
+                if candidate.precision != "int8" or candidate.name not in (given.candidates or [candidate.name]):
                     continue
                 out, begun, fault = folder / "peers" / f"edgecnn-{target.runtime}-{candidate.name}", time.monotonic(), ""
                 try:
@@ -153,7 +164,7 @@ def edgecnn(given: argparse.Namespace, folders: list[Path]) -> None:
 def evaluate(given: argparse.Namespace, folders: list[Path]) -> None:
     for folder in folders:
         labels, wanted = open_packed(folder / "evaluation").labels, np.load(folder / "float-evaluation.npy").argmax(1)
-        for out in sorted((folder / "peers").iterdir()):
+        for out in tried(folder):
             about = json.loads((out / "result.json").read_text())
             model = model_of(out)
             if about["fault"] or not model:
@@ -200,16 +211,7 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
             if record.exists() and not given.again:
                 continue
             contenders = [Contender("float", folder / "model.onnx", 1)]
-            known: dict[str, str] = {}
-            for out in sorted((folder / "peers").iterdir()):
-                about = json.loads((out / "result.json").read_text())
-                measured = about.get(runtime, {"fault": "not evaluated"})
-                if measured["fault"] or -measured["drop"] < COLLAPSED or measured["sha256"] in known:
-                    continue
-                if about.get("for", runtime) != runtime or not out.name.startswith(tuple(given.only)):
-                    continue
-                known[measured["sha256"]] = out.name
-                contenders.append(Contender(out.name, model_of(out), 1))
+            contenders += [Contender(out.name, model_of(out), 1) for out in worth_timing(folder, runtime, tuple(given.only), given.rivals)]
 
             def once(contender: Contender, runtime: str = runtime) -> Result:
                 return measure.bench(contender.path, "--runtime", runtime, "--threads", 1, "--seconds", given.seconds)
@@ -217,6 +219,22 @@ def race_all(given: argparse.Namespace, folders: list[Path]) -> None:
             found = race(contenders, once, processes=given.processes, seed=0, screen=Screen())
             record.write_text(json.dumps(found.to_json()))
             print(folder.name, runtime, *[f"{c.name} {p50(found.results[c.name]):.3f}" for c in contenders], sep="\n  ", flush=True)
+
+
+def worth_timing(folder: Path, runtime: str, only: tuple[str, ...], rivals: bool) -> list[Path]:
+    """The evaluated files that did not collapse; of those with the same bytes one."""
+    found: dict[str, tuple[Path, dict[str, Any]]] = {}
+    for out in tried(folder):
+        about = json.loads((out / "result.json").read_text())
+        measured = about.get(runtime, {"fault": "not evaluated"})
+        if not measured["fault"] and -measured["drop"] >= COLLAPSED and about.get("for", runtime) == runtime:
+            found.setdefault(measured["sha256"], (out, about))
+    floor = min((about[runtime]["top1"] for _, about in found.values() if about["peer"] == "edgecnn"), default=0)
+    return [
+        out
+        for out, about in found.values()
+        if out.name.startswith(only) or (rivals and about["peer"] != "edgecnn" and about[runtime]["top1"] >= floor)
+    ]
 
 
 def p50(results: list[Result]) -> float:
@@ -228,8 +246,6 @@ def p50(results: list[Result]) -> float:
 
 
 def table(given: argparse.Namespace, folders: list[Path]) -> None:
-    from tables import markdown, rows
-
     found = {folder.name: rows(folder) for folder in folders}
     (HERE / "results.json").write_text(json.dumps(found, indent=1) + "\n")
     (HERE / "results.md").write_text(markdown(found))

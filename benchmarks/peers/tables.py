@@ -20,7 +20,7 @@ def rows(folder: Path) -> dict[str, Any]:
     for runtime in RUNTIMES:
         found.setdefault("float", {})[runtime] = shown(times[runtime].get("float"))
     seen: dict[tuple[str, str], str] = {}
-    for out in sorted((folder / "peers").iterdir()):
+    for out in tried(folder):
         about = json.loads((out / "result.json").read_text())
         row = {key: about[key] for key in ("peer", "way", "versions", "fault", "bytes", "seconds") if key in about}
         for runtime in RUNTIMES:
@@ -37,6 +37,11 @@ def rows(folder: Path) -> dict[str, Any]:
         own = [name for name, row in found["files"].items() if row["peer"] == "edgecnn" and name in times[runtime]]
         found["bar"][runtime] = {name: bar(name, found["files"], times[runtime], runtime) for name in own}
     return found
+
+
+def tried(folder: Path) -> list[Path]:
+    """Every way that came to an end; one that was stopped half-way has no result and is made anew by the next `quantize`."""
+    return sorted(record.parent for record in (folder / "peers").glob("*/result.json"))
 
 
 def medians(record: Path) -> dict[str, list[float]]:
