@@ -30,6 +30,7 @@ from edgecnn.stages.base import Context, TorchModel
 from edgecnn.store import Entry, Store
 from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.qdq import Form
+from edgecnn.torch_model import Make
 from edgecnn.train import predict, seed_all
 from edgecnn.zoo import count_macs, count_parameters
 
@@ -86,7 +87,12 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         ) -> dict[str, Any]:
             begun = time.monotonic()
             run.screen.say(f"stage {stage.stage}")
-            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs, forms))
+
+            def once(kind: str, inputs: dict[str, Any], make: Make) -> dict[str, Any]:
+                inputs = {**inputs, "before": before.key, "data": run.data.digest, "seed": run.recipe.seed}
+                return run.store.once(kind, inputs, make).facts
+
+            model = stage.run(before.load(), Context(run.data, run.recipe.seed, work, run.screen, unpruned, logs, forms, once))
             for left in work.glob("checkpoint.pt*"):  # done is done: only an unfinished training goes on from one
                 left.unlink()
             return {**_save(model, work), "notes": list(model.notes), "seconds": time.monotonic() - begun}

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from edgecnn.data import Data
     from edgecnn.targets.qdq import Form
 
+Make = Callable[[Path], dict[str, Any]]
+"""Makes something, with a folder for its files, and returns what it found, JSON-able."""
+
 
 @dataclass(frozen=True)
 class TorchModel:
@@ -51,6 +54,7 @@ class Context:
         unpruned: loads the model as it was before the first stage that prunes; None where none has.
         forms: in which the recipe's int8 targets take a QDQ graph, each once.
         logs: a folder for TensorBoard; None puts it into `work`.
+        once: makes, for this model and these images, what other settings of the stage can use too, or finds it made; None has no shelf.
     """
 
     data: Data
@@ -60,3 +64,8 @@ class Context:
     unpruned: Callable[[], TorchModel] | None = None
     logs: Path | None = None
     forms: tuple[Form, ...] = ()
+    once: Callable[[str, dict[str, Any], Make], dict[str, Any]] | None = None
+
+    def kept(self, kind: str, inputs: dict[str, Any], make: Make) -> dict[str, Any]:
+        """What `make` returns, made once for these inputs where there is a shelf."""
+        return make(self.work) if self.once is None else self.once(kind, inputs, make)

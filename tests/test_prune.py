@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from edgecnn.data import load_data
 from edgecnn.errors import ModelError, UsageError
+from edgecnn.floats import Run, float_models
 from edgecnn.latency_table import NOISE, Pace, Row, plans, widths_for
 from edgecnn.models import PythonModel, load_model
 from edgecnn.narrow import METADATA, changes, narrow
@@ -25,6 +27,7 @@ from edgecnn.recipe import load_recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
 from edgecnn.stages.prune import Prune
+from edgecnn.store import Store
 from edgecnn.zoo import count_macs
 
 QUICK = ["mobilenetv2_100", "mobilenetv3_small_100", "mobilenetv4_conv_small", "regnetx_002", "convnext_atto", "tv squeezenet1_1"]
@@ -398,6 +401,17 @@ def test_one_aim_is_given(tmp_path: Path) -> None:
     path.write_text(text.replace("targets:", "  - {stage: prune, ratio: 1.0}\ntargets:", 1))
     with pytest.raises(UsageError, match="ratio"):
         load_recipe(path)
+
+
+def test_another_aim_finds_the_table_measured(tmp_path: Path) -> None:
+    """What channels cost on this machine is measured once for a run folder, whatever the aim; for another rounding it is not the same."""
+    path = write_recipe(tmp_path)
+    text = path.read_text().replace("precision: int8", "precision: fp32")
+    for aim, tables in (("latency: 0.7", 1), ("latency: 0.8", 1), ("latency: 0.8, round_to: 4", 2)):
+        path.write_text(text.replace("targets:", f"  - {{stage: prune, {aim}}}\ntargets:", 1))
+        with suppress(ModelError):  # so small a network may not get faster
+            float_models(Run(load_recipe(path), load_data(load_recipe(path).data, 0), Store(tmp_path / "out"), Screen(quiet=True)))
+        assert len(list((tmp_path / "out" / "store").glob("latency-table-*"))) == tables
 
 
 def test_a_pruned_network_goes_to_its_bundle(tmp_path: Path) -> None:
