@@ -415,12 +415,15 @@ def test_another_aim_finds_the_table_measured(tmp_path: Path) -> None:
 
 
 def test_a_pruned_network_goes_to_its_bundle(tmp_path: Path) -> None:
-    """train, prune, distil and deliver: MACs fall, drops count from the whole network, notes say what went, a second run redoes nothing."""
+    """train, prune, distil and deliver: MACs fall, drops count from the whole network, notes say what went, a second run redoes nothing.
+
+    The controls are trained as the pruned network was, and each says whether it was beaten, or why there is none.
+    """
     path = write_recipe(tmp_path)
     stages = "  - {stage: prune, ratio: 0.4}\n  - {stage: distil, epochs: 6, batch: 8, lr: 0.01, augment: none}\n"
     text = path.read_text().replace("targets:", stages + "targets:", 1)
     lines = [line for line in text.splitlines() if "nuc" not in line and "orin" not in line]
-    path.write_text("\n".join(lines).replace("precision: int8", "precision: fp32") + "\n")
+    path.write_text("\n".join(lines).replace("precision: int8", "precision: fp32") + "\ncontrols: true\n")
     recipe = load_recipe(path)
     result = compress(recipe, path.read_text(), tmp_path / "out", "edgecnn compress", Screen(quiet=True))
     _load, trained_row, pruned, distilled = result["stages"]
@@ -430,6 +433,13 @@ def test_a_pruned_network_goes_to_its_bundle(tmp_path: Path) -> None:
     assert result["baseline"]["macs"] == trained_row["macs"]
     assert distilled["top1"] > 0.5
     assert result["targets"][0]["agreement"] > 0.5
+    without, uniform, nearest = result["controls"]
+    assert (without["name"], without["macs"]) == ("no-teacher", pruned["macs"])
+    assert uniform["macs"] < trained_row["macs"]
+    assert nearest["verdict"] == "not made"
+    for control in (without, uniform):
+        assert control["ours_top1"] == distilled["top1"]
+        assert ("did not beat it" in control["verdict"]) == (control["top1"] >= distilled["top1"])
     assert compress(recipe, path.read_text(), tmp_path / "out", "edgecnn compress", Screen(quiet=True))["resumed"]
     _same_from_its_file(tmp_path, path)
 
