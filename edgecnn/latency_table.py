@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -195,6 +196,7 @@ def _quick_export(module: nn.Module, shape: tuple[int, int, int], path: Path) ->
 
     try:
         with hushed():
+            warnings.simplefilter("ignore", DeprecationWarning)  # of the old exporter, which is the quick one, a line for every width
             torch.onnx.export(module, (torch.zeros(1, *shape),), str(path), dynamo=False, opset_version=17)
     except Exception as fault:  # the exporter raises whatever its many layers raise
         raise ModelError(f"stages: prune: latency: this network cannot be exported ({first_words(fault)}). Prune by macs.") from None
