@@ -6,7 +6,7 @@ NAME is timm's, CHECKPOINT its weights at 64 px, FOLDER an image folder with tra
 should run; `harm` and `train` may share the machine. What a step found is in OUT, and no step repeats what is there.
 
 A seed draws the 256 images by which harm is judged, and the order and crops of the fine-tuning, which is the same for both: an epoch of
-5,000 images, by the labels. The table of times is measured once. Latencies: fp32 in onnxruntime, one thread, the two taking turns; the
+3,000 images, by the labels. The table of times is measured once. Latencies: fp32 in onnxruntime, one thread, the two taking turns; the
 uniform network nearest to 0.6 of the whole one's is found first, then, on each seed's path, the network whose latency is nearest to that.
 """
 
@@ -39,7 +39,7 @@ from edgecnn.stages.base import Context, TorchModel
 from edgecnn.train import Fit, fit, predict
 from edgecnn.zoo import count_macs
 
-AIM, SEEDS, HARM_IMAGES, TUNED_ON, ROUND_TO = 0.6, (0, 1, 2), 256, 5000, 8
+AIM, SEEDS, HARM_IMAGES, TUNED_ON, ROUND_TO = 0.6, (0, 1, 2), 256, 3000, 8
 CIFAR = {"size": 64, "fit": "squash", "interpolation": "bilinear", "mean": [0.4914, 0.4822, 0.4465], "std": [0.2470, 0.2435, 0.2616]}
 TUNING = Fit(1, 64, 1e-3, "adamw", 0.02, 0.1, None, 0.0, 0.0, 0.0, "standard")
 Widths = dict[str, int]
