@@ -50,6 +50,10 @@ def test_a_peer_that_is_more_accurate_and_faster_is_named(monkeypatch: pytest.Mo
     files = {name: {"peer": name.split("-")[0], "openvino": {"fault": "", "top1": right}} for name, right in top1.items()}
     times = {name: [t * wobble for wobble in (0.95, 0.98, 1.0, 1.02, 1.05)] for name, t in ms.items()}
     found = bar("edgecnn-a", files, times, "openvino")
-    assert found == {"held": False, "beaten_by": ["wins"], "more_accurate_and_not_told_apart_in_time": ["same-time"]}
+    more_accurate = {"more_accurate_and_not_told_apart_in_time": ["same-time"], "more_accurate_and_not_raced": []}
+    assert found == {"held": False, "beaten_by": ["wins"], **more_accurate}
     del files["wins"]
     assert bar("edgecnn-a", files, times, "openvino")["held"]
+    del times["same-time"]
+    found = bar("edgecnn-a", files, times, "openvino")
+    assert (found["held"], found["more_accurate_and_not_raced"]) == (False, ["same-time"])
