@@ -45,6 +45,8 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
         write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
         return ["weights and ranges of the qat stage"]
+    # Runtimes that want different forms only of what this network does not have share a fit.
+    form = replace(form, only=tuple(sorted(set(form.only) & _operators(source.onnx))))
     key = (form, tuple(methods), correct, frozenset(exclude))
     if key in source.fitted:
         graph, notes = source.fitted[key]
@@ -93,6 +95,13 @@ def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct
             return [*notes, f"recovered: what weights: per-tensor lost there is made good: {told}"]
         shutil.copy(better, path)
         return [*notes, f"recovered: weights: per-tensor was replaced by per-channel: {told}", *again]
+
+
+def _operators(model: Path) -> set[str]:
+    """The operator types in the graph."""
+    import onnx
+
+    return {node.op_type for node in onnx.load(str(model)).graph.node}
 
 
 def _starved(model: Path, form: Form, exclude: Collection[str]) -> list[str]:
