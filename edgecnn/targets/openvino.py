@@ -48,9 +48,11 @@ class Openvino(Target):
         ]
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}, quickly("auto", "bf16")))
-        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "float_stem": True, "reduce_range": saturates()}
+        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "reduce_range": saturates()}
         every += [
-            *(Candidate(name, "int8", {**how, "float_se": name == "int8-qdq-float-se"}) for name in ("int8-qdq", "int8-qdq-float-se")),
+            Candidate("int8-qdq", "int8", how),
+            # The first layers are faster in int8 here, unlike in onnxruntime: they are left out only for accuracy's sake.
+            Candidate("int8-qdq-float-se", "int8", {**how, "float_stem": True, "float_se": True}),
             Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}, "normal"),
             Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}, "normal"),
         ]
