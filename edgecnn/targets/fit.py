@@ -82,17 +82,16 @@ def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct
                 shutil.copy(files[best], path)
                 found[best] = corrected
     notes = [note, *_collapse(source, path, wanted, found[best])]
-    if form.weights == "per-tensor":
-        notes += _starved(source.onnx, form, exclude)
-    if form.weights == "per-channel" or len(notes) == 1:
+    if form.weights == "per-channel":
         return notes
+    notes += _starved(source.onnx, form, exclude)
     with tempfile.TemporaryDirectory() as work:
         better = Path(work) / "per-channel.onnx"
         again = fit_qdq(source, better, replace(form, weights="per-channel"), methods=methods, correct=correct, exclude=exclude)
         single, many = divergence(wanted, found[best]), divergence(wanted, outputs(better))
         told = f"divergence {single:.2g} by it, {many:.2g} by one scale a channel"
         if single <= WORTH * many:
-            return [*notes, f"recovered: what weights: per-tensor lost there is made good: {told}"]
+            return [*notes, f"weights: per-tensor costs nothing that counts: {told}"]
         shutil.copy(better, path)
         return [*notes, f"recovered: weights: per-tensor was replaced by per-channel: {told}", *again]
 
