@@ -74,7 +74,9 @@ def bar(own: str, files: dict[str, Any], times: dict[str, list[float]], runtime:
         verdict = compare([[t] for t in times[own]], [[t] for t in times[raced]])
         if verdict.verdict == "faster":
             beaten.append(name)
-        elif verdict.ratio is not None and verdict.ratio < 1:
+        elif verdict.ratio is None:  # too few processes that nothing disturbed
+            unraced.append(name)
+        elif verdict.ratio < 1:
             close.append(name)
     return {
         "held": not beaten and not unraced,
@@ -122,5 +124,5 @@ def line(file: str, row: dict[str, Any]) -> str:
 def told(held: dict[str, Any]) -> str:
     if held["held"]:
         return "no peer's file is both more accurate and faster"
-    ways = {"beaten by": held["beaten_by"], "not known, more accurate and not raced:": held["more_accurate_and_not_raced"]}
+    ways = {"beaten by": held["beaten_by"], "not known, more accurate and not raced enough:": held["more_accurate_and_not_raced"]}
     return "; ".join(f"{what} {', '.join(names)}" for what, names in ways.items() if names)
