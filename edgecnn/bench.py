@@ -73,6 +73,7 @@ class Comparison:
         failed: contenders that cannot run at all, and why.
         seed: of the order of the processes.
         where: the board's address, or "this machine".
+        asked: for how many processes, what batch, seconds and runtime options.
     """
 
     contenders: tuple[Contender, ...]
@@ -82,6 +83,7 @@ class Comparison:
     failed: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     where: str = "this machine"
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -89,6 +91,7 @@ class Comparison:
             "edgecnn": __version__,
             "where": self.where,
             "seed": self.seed,
+            "asked": self.asked,
             "contenders": [
                 {
                     "name": c.name,
@@ -241,7 +244,8 @@ def bench(
     count = processes * len(contenders)
     screen.say(f"bench: {count} processes, each at least {seconds + WINDOW_S:g} s and {needed(0.9)} calls of batch {batch}")
     found = race(contenders, once, processes=processes, seed=seed, screen=screen)
-    return replace(found, where=str(board.address)) if board else found
+    asked = {"processes": processes, "batch": batch, "min_time_s": seconds, "options": list(options)}
+    return replace(found, where=str(board.address) if board else found.where, asked=asked)
 
 
 def numbers(text: str) -> list[int]:

@@ -215,7 +215,7 @@ def slower_than_float(tried: Sequence[Tried], chosen: Tried) -> list[str]:
     if fastest is None or fastest is chosen or not chosen.p50_s or chosen.void or _as_fast(chosen, fastest):
         return []
     times = chosen.p50_s / (fastest.p50_s or 1.0)
-    return [f"{chosen.candidate.precision} is {times:.2f}x slower here than {fastest.candidate.name}; precision: auto ships the fastest"]
+    return [f"{chosen.candidate.precision} is {times:.2f}x slower than {fastest.candidate.name}; precision: auto ships the fastest"]
 
 
 def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, str]) -> list[dict[str, Any]]:

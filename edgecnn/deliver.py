@@ -346,7 +346,8 @@ def _timed(run: Run, target: AnyTarget, tried: list[Tried]) -> list[Tried]:
     seconds = bench.seconds / 2 if run.recipe.effort == "quick" else bench.seconds
 
     def make(work: Path) -> None:
-        run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each")
+        where = target.device or "this machine"
+        run.screen.say(f"  {target.name}: time {len(able)} candidates in {bench.processes} fresh processes each, on {where}")
         run.screen.tell("timing")
         with on(target.device) as board:
             results = latencies(

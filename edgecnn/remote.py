@@ -123,6 +123,7 @@ class Board:
         self.address = address
         self._told = say
         self._silence_s = silence_s
+        self._met = False
         self._buffer = bytearray()
         self._stderr = tempfile.TemporaryFile()  # noqa: SIM115  closed with the connection
         try:
@@ -193,7 +194,7 @@ class Board:
             raise self._fault("asks for files that were not offered")
         for digest, have in need.items():
             self._send_file(by_digest[digest], have)
-        answer = self._hear(timeout_s + self._silence_s)
+        answer = self._answer(timeout_s + self._silence_s)
         code, out, err, sizes = (answer.get(key) for key in ("code", "out", "err", "outputs"))
         if not (isinstance(code, int) and isinstance(out, str) and isinstance(err, str) and isinstance(sizes, dict)):
             raise self._fault("answers what is no answer")
@@ -204,6 +205,13 @@ class Board:
         if code == 0 and sizes.keys() != outputs.keys():
             raise self._fault("lacks a file that was to be written")
         return code, out, err
+
+    def _answer(self, most_s: float) -> dict[str, Any]:
+        """What the agent says when its command has ended; until then it says now and then that it works."""
+        end = time.monotonic() + most_s
+        while "working" in (answer := self._hear(min(self._silence_s, end - time.monotonic()))):
+            pass
+        return answer
 
     def _greeted(self, token: str, wait_s: float) -> None:
         """Wait for the agent, past what the board's login prints and past another edgecnn's work there."""
@@ -218,6 +226,7 @@ class Board:
             except (ValueError, RecursionError):
                 answer = None
             if isinstance(answer, dict) and answer.get("hello") == token:
+                self._met = True
                 return
             if isinstance(answer, dict) and isinstance(answer.get("error"), str):
                 raise self._fault(printable(answer["error"])[:300])
@@ -286,7 +295,7 @@ class Board:
                 self._send(block)
 
     def _receive_file(self, path: Path, size: int) -> None:
-        with tempfile.NamedTemporaryFile(dir=path.parent, delete=False) as out:
+        with (path.parent / f".{secrets.token_hex(8)}.part").open("xb") as out:  # with the rights of any file of the user's
             try:
                 while size:
                     if not self._buffer:
@@ -320,6 +329,9 @@ class Board:
         if code in (126, 127):
             text = f"{self.address.python} cannot be run there. Name the board's Python: {self.address}/usr/bin/python3.11"
             return BoardError(f"{self.address}: {text}")
+        if not self._met and code not in (None, 0, 255):  # 255 is ssh's own
+            text = f"something ended with exit code {code} there before edgecnn answered{_last(said)}. Check its login shell's files"
+            return BoardError(f"{self.address}: {text}, and that {self.address.python} runs.")
         return BoardError(f"{self.address}: the connection broke{_last(said)}. Run the same command again.")
 
     def _fault(self, text: str) -> BoardError:

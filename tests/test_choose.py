@@ -72,7 +72,7 @@ def test_comparison_candidates_never_ship(tmp_path: Path) -> None:
     best, why = choose(candidates, promise(accuracy_drop=0.5), 0.9)
     assert best is candidates[1]
     assert why["fp32"].startswith("for comparison")
-    assert "2.00x slower here than fp32" in slower_than_float(candidates, candidates[1])[0]
+    assert "2.00x slower than fp32" in slower_than_float(candidates, candidates[1])[0]
     assert slower_than_float([candidates[1]], candidates[1]) == []
 
 

@@ -433,6 +433,44 @@ def test_add_an_alias(board: Sshd, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @needs_sshd
+def test_login_shells(board: Sshd, bundle: Path) -> None:
+    """A login that prints without a line's end disturbs nothing; one that ends, or that reads what is meant for edgecnn, is named."""
+    shell = board.folder / "shell"
+    for text, sign in (
+        (f"printf 'no end'\nexec {board.python} \"$@\"", ""),
+        ("exit 3", "ended with exit code 3 there before edgecnn answered"),
+        (f'read line\nexec {board.python} "$@"', "invalid literal for int.*Check its login shell's files"),
+    ):
+        shell.write_text(f"#!/bin/sh\n{text}\n")
+        shell.chmod(0o755)
+        address = replace(board.address, python=str(shell))
+        if sign:
+            with within(60), pytest.raises(BoardError, match=sign):
+                Board(address)
+        else:
+            with within(60), Board(address) as connection:
+                assert connection.run("verify", bundle, timeout_s=60)[0] == 0
+
+
+@needs_sshd
+def test_stopped_in_the_midst(board: Sshd, bundle: Path) -> None:
+    """While a command works the board says so, for longer than it may be silent; an agent that is stopped then is given up."""
+    with within(90), Board(board.address, silence_s=7.0) as connection:
+        assert connection.run("bench", bundle, "--seconds", 9, timeout_s=80)[0] == 0
+
+    def stop() -> None:
+        for pid in board.agents():
+            os.kill(pid, signal.SIGSTOP)
+
+    with within(60), pytest.raises(BoardError, match="in time"), Board(board.address, silence_s=7.0) as connection:  # noqa: PT012
+        threading.Timer(6.0, stop).start()
+        connection.run("bench", bundle, "--seconds", 50, timeout_s=80)
+    for pid in board.agents():
+        os.kill(pid, signal.SIGCONT)
+    assert board.nothing_left()
+
+
+@needs_sshd
 def test_hanging_board(board: Sshd, bundle: Path) -> None:
     """A board that stops in the middle, or whose command never ends, is given up after the time allowed, with what to look for."""
     with within(60), pytest.raises(DeviceError, match="in time"), Board(board.address, silence_s=2.0) as connection:  # noqa: PT012

@@ -99,6 +99,20 @@ def test_what_a_row_is_about_is_broken_last(capsys: pytest.CaptureFixture[str], 
     assert max(map(len, lines)) <= 80
 
 
+@pytest.mark.parametrize("columns", ["80", "60", "20"])
+def test_figures_are_never_cut(columns: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many figures beside a long name: the name is broken, then the line is longer than the terminal, and every figure is there."""
+    monkeypatch.setenv("COLUMNS", columns)
+    head = ("contender", "p50 ms", "p90 ms", "p99 ms", "images/s", "load ms", "peak MB", "note")
+    rows = [(f"{'x' * 40}-{i}", "12.345", "13.456", "withheld: it takes 662 calls", "1204", "81.23", "123", "void") for i in range(2)]
+    print_table(head, rows)
+    out = capsys.readouterr().out
+    words = out.split()
+    assert all(words.count(figure) == 2 for figure in ("12.345", "13.456", "1204", "81.23", "123", "662", "withheld:"))
+    assert words.count("images/s") == 1
+    assert max(map(len, out.splitlines())) <= max(80, int(columns))
+
+
 def test_the_verdict_is_aligned_and_says_what_is_void(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Piped: no colour, no spaces at the ends; a void time is no figure, and there is no speed-up of it."""
     result = json.loads((finished / "result.json").read_text())

@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 LOCK = "\0edgecnn-board"
-WAITING_EVERY_S = 5.0
+WAITING_EVERY_S = 5.0  # and working: what the host hears, or it would take the board to hang
 KEEP_BYTES = 2_000_000_000
 OUTPUT_MOST_BYTES = 64_000_000
 _CHUNK = 1 << 20
@@ -40,6 +40,7 @@ class Fault(Exception):
 
 def serve() -> None:
     """Answer the host on stdin and stdout until it hangs up."""
+    os.write(1, b"\n")  # what the login printed may lack its line's end
     if sys.version_info < (3, 10):  # noqa: UP036  a board may have an older one
         sys.stdout.write(json.dumps({"error": f"Python {sys.version.split()[0]} is too old: edgecnn needs 3.10 or newer"}) + "\n")
         return
@@ -192,9 +193,12 @@ def _run(words: list[str], work: Path, timeout_s: float) -> tuple[int, str, str]
     end = time.monotonic() + timeout_s
     try:
         while pipes:
-            ready = select.select([0, *pipes], [], [], max(0.0, end - time.monotonic()))[0]
-            if not ready:
+            left_s = end - time.monotonic()
+            if left_s <= 0:
                 raise Fault(f"no answer in {timeout_s:g} s: {words[0]} hangs on this board")
+            ready = select.select([0, *pipes], [], [], min(left_s, WAITING_EVERY_S))[0]
+            if not ready:
+                _say({"working": words[0]})
             if 0 in ready:
                 raise Fault("the host hung up")
             for pipe in ready:
