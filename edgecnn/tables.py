@@ -13,6 +13,8 @@ from rich.text import Text
 
 from edgecnn.errors import printable
 
+GAP = 2  # spaces between columns
+
 
 def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     """Aligned and without a frame, figures to the right and never broken; plain where the output is piped.
@@ -24,19 +26,12 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     cells = [[cell if isinstance(cell, Text) else Text(printable(str(cell))) for cell in row] for row in rows]
     columns = [(title, [cell.plain for cell in column]) for title, *column in zip(head, *cells, strict=False)]
     figures = [any(map(_is_figure, texts)) and all(_is_figure(t) or t in ("", "-", "?", "void") for t in texts) for _, texts in columns]
-    # What can be broken gets a few columns at least; the first, what the row is about, as many as are left to it.
-    least = [
-        max(map(len, (title, *texts)) if whole else map(_word, (title, *texts)))
-        for (title, texts), whole in zip(columns, figures, strict=True)
-    ]
     console = Console(highlight=False)
-    room = console.width - sum(least[1:]) - 2 * (len(least) - 1)
-    if least and not figures[0]:
-        least[0] = max(least[0], min(max(map(len, columns[0][1]), default=0), 34, room))
-    console.width = max(console.width, sum(least) + 2 * (len(least) - 1))  # a line that the terminal breaks is better than figures cut off
-    table = Table(box=None, header_style="bold", pad_edge=False)
-    for (title, _), whole, width in zip(columns, figures, least, strict=True):
-        table.add_column(title, justify="right" if whole else "left", no_wrap=whole, overflow="fold", min_width=width)
+    widths = _widths(columns, figures, console.width)
+    console.width = max(console.width, sum(widths) + GAP * len(widths))  # a line that the terminal breaks is better than figures cut off
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, GAP, 0, 0))
+    for (title, _), whole, width in zip(columns, figures, widths, strict=True):
+        table.add_column(title, justify="right" if whole else "left", no_wrap=whole, overflow="fold", width=width)
     for row in cells:
         table.add_row(*row)
     with console.capture() as captured:
@@ -47,6 +42,25 @@ def print_table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
 def print_wrapped(text: str, indent: str = "  ") -> None:
     """One line of text, broken between words where it is too long; `indent` is of what follows the first line."""
     print(textwrap.fill(printable(text), Console().width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False))
+
+
+def _widths(columns: Sequence[tuple[str, Sequence[str]]], figures: Sequence[bool], most: int) -> list[int]:
+    """Of each column. Not rich's own: where little is left it cuts what it was told to keep whole.
+
+    Figures are never broken, words seldom, and last what the row is about, the first column; the narrowest then gets what is left.
+    """
+    wanted = [max(map(len, (title, *texts))) for title, texts in columns]
+    widths = [
+        want if whole else max(map(_word, (title, *texts))) for want, whole, (title, texts) in zip(wanted, figures, columns, strict=True)
+    ]
+    spare = most - sum(widths) - GAP * (len(widths) - 1)
+    if columns and (more := min(wanted[0], 34) - widths[0]) > 0:
+        widths[0] += (given := max(0, min(more, spare)))
+        spare -= given
+    while spare > 0 and (narrow := [i for i, width in enumerate(widths) if width < wanted[i]]):
+        widths[min(narrow, key=widths.__getitem__)] += 1
+        spare -= 1
+    return widths
 
 
 def _word(text: str) -> int:
