@@ -127,7 +127,7 @@ def profile(
         own.append(own_s)
     after = machine.state()
     void = list(machine.disturbances(before, after, threads)[1])
-    layers = _layers(runs, _names(folder / manifest.model_file))
+    layers = _layers(runs, layer_names(folder / manifest.model_file))
     found = Profile(
         manifest.model_file,
         manifest.model_sha256,
@@ -297,7 +297,7 @@ def _plain(node: str, names: dict[str, str]) -> str:
     return node
 
 
-def _names(path: Path) -> dict[str, str]:
+def layer_names(path: Path) -> dict[str, str]:
     """Layer name by node name, of the nodes that have weights."""
     return _ir_names(path) if path.suffix == ".xml" else _onnx_names(read_onnx(path))
 

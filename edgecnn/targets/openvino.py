@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,6 +21,7 @@ import numpy as np
 
 from edgecnn.device.machine import instruction_sets
 from edgecnn.device.preprocess import normalise
+from edgecnn.device.profile import layer_names
 from edgecnn.device.quiet import signal_stack_kept, silence_openvino
 from edgecnn.device.spec import Artifact
 from edgecnn.screen import hushed
@@ -89,6 +90,7 @@ class Openvino(Target):
                     exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
                 )
             model = ov.convert_model(str(graph))
+            _name_weights(model, layer_names(graph))
             compress = candidate.how.get("compress", False)
             if "fast_bias_correction" in candidate.how:
                 kept = kept_in_float(source.onnx, self.keep_float)
@@ -105,6 +107,14 @@ class Openvino(Target):
         if not find_spec("openvino"):
             return "openvino is not installed here. Install it: pip install 'edgecnn[openvino]'"
         return None if find_spec("nncf") else "nncf is not installed here. Install it: pip install 'edgecnn[host]'"
+
+
+def _name_weights(model: Any, layers: Mapping[str, str]) -> None:
+    """Call depthwise weights by their layers again, given by node: the converter makes new ones, and a profile tells layers by them."""
+    for op in model.get_ops():
+        layer = layers.get(op.get_friendly_name().removesuffix("/WithoutBiases"))
+        if layer and op.get_type_name() == "GroupConvolution" and op.input_value(1).get_node().get_type_name() == "Constant":
+            op.input_value(1).get_node().set_friendly_name(f"{layer}.weight")
 
 
 @signal_stack_kept()
