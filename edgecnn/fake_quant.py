@@ -61,7 +61,7 @@ class Program:
 
     Attributes:
         given: name of the input, and `made` of the output.
-        steps: in the order in which they run; those with the operator `fake` are Q/DQ pairs.
+        steps: in the order in which they run; those with the operator `fake` are Q/DQ pairs, `fixed` ones whose scale is not learned.
         pairs: the quantized activations by their names in the float graph, with scale and zero point.
         low: the least integer; `high` the largest.
     """
@@ -127,6 +127,9 @@ class FakeQuantized(nn.Module):
                 made = torch._fake_quantize_learnable_per_tensor_affine(
                     inputs[0], scales[i : i + 1], zeros[i : i + 1], program.low, program.high, factor
                 )
+            elif step.operator == "fixed":
+                scale, zero, factor = step.attributes["scale"], step.attributes["zero"], step.attributes["factor"]
+                made = factor * torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero, program.low, program.high)
             else:
                 made = OPERATORS[step.operator](*inputs, **step.attributes)
             values.update(zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True))
@@ -227,6 +230,11 @@ def _read(graph: onnx.GraphProto, model: onnx.GraphProto, trained: Sequence[str]
         elif node.op_type == "DequantizeLinear":
             before, scale, zero = quantized[node.input[0]].input
             name = before if before in known else before.removesuffix("_QuantizeLinear_Input")
+            if name not in known:  # inside what the writer made of one node; its rounding is not learned
+                step, back = float(arrays[scale]), float(arrays[node.input[1]])
+                fixed = {"scale": step, "zero": int(arrays[zero]), "factor": back / step}
+                steps.append(Step("fixed", (before,), fixed, (node.output[0],)))
+                continue
             if name not in pairs:
                 pairs[name] = (float(arrays[scale]), float(arrays[zero]))
                 ends = (-128, 127) if arrays[zero].dtype == "int8" else (0, 255)
@@ -244,7 +252,7 @@ def _plain(value: Any) -> Any:
 
 def _constant(array: Any) -> Any:
     """Integers, which are shapes and axes, as Python's; everything else as a tensor."""
-    return array.tolist() if array.dtype.kind == "i" else torch.from_numpy(array.copy())
+    return array.tolist() if array.dtype.kind == "i" else torch.tensor(array)
 
 
 # ---- what ONNX's operators do, in torch

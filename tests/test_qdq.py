@@ -11,12 +11,14 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+import torch
 from onnx import helper, numpy_helper
 from tiny import SPEC, images, source
 
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.errors import ModelError
+from edgecnn.fake_quant import FakeQuantized
 from edgecnn.targets.calibration import ranges
 from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, write_qdq
 from edgecnn.targets.tensorrt import FORM
@@ -75,6 +77,42 @@ def test_hard_swish_in_integers_is_within_half_a_step_of_its_gate(tmp_path: Path
     got = session.run(None, {"input": x})[0]
     assert np.all(np.abs(got - x * np.clip(x / 6 + 0.5, 0, 1)) <= np.abs(x) * 0.5 / 255 * (1 + 1e-3) + 1e-6)
     assert {n.op_type for n in onnx.load(str(tmp_path / "q.onnx")).graph.node} == {"QuantizeLinear", "DequantizeLinear", "Add", "Mul"}
+
+
+def test_training_simulates_hard_swish_in_integers(tmp_path: Path) -> None:
+    """What qat trains through is what onnxruntime computes, with the rounding inside HardSwish, whose scales are not learned."""
+    value, weight = helper.make_tensor_value_info, np.random.default_rng(0).normal(0, 1, (4, 3, 1, 1)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["input", "w"], ["between"], "conv"),
+        helper.make_node("HardSwish", ["between"], ["swished"], "swish"),
+        helper.make_node("GlobalAveragePool", ["swished"], ["logits"], "pool"),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "swish",
+        [value("input", 1, [1, 3, 8, 8])],
+        [value("logits", 1, [1, 4, 1, 1])],
+        [onnx.numpy_helper.from_array(weight, "w")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    form = replace(FORMS["onnxruntime"], only=(*KERNELS, "HardSwish"))
+    ranges = {
+        "input": (-2.0, 2.0),
+        "between": (-5.03, 4.91),
+        "swished": (-0.375, 4.83),
+    }  # no round steps, whose ties each side breaks as it likes
+    write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", ranges, form)
+    simulated = FakeQuantized(tmp_path / "model.onnx", [tmp_path / "q.onnx"], ["w"])
+    assert simulated.ranges(0).keys() == ranges.keys()
+    x = np.random.default_rng(1).uniform(-2, 2, (1, 3, 8, 8)).astype(np.float32)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    (wanted,) = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"]).run(None, {"input": x})
+    with torch.no_grad():
+        found = simulated.eval()(torch.from_numpy(x)).numpy()
+    assert np.abs(wanted).max() > 0.5
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
 
 
 def _run(graph: onnx.ModelProto, q: onnx.NodeProto, dq: onnx.NodeProto, x: np.ndarray) -> np.ndarray:
