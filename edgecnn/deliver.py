@@ -207,7 +207,7 @@ def _weighed(run: Run, target: AnyTarget, source: Source, model: Float, tried: l
     if run.recipe.effort != "thorough" or plain is None or form is None or plain.artifact is None:
         return [], []
     how = plain.candidate.how
-    pinned = left_in_float(source.onnx, target.keep_float, how)
+    pinned = left_in_float(source.onnx, form, target.keep_float, how)
 
     def measure(work: Path) -> dict[str, Any]:
         run.screen.say(f"  {target.name}: what int8 costs in each layer")

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import onnx
 import pytest
 import torch
 from tiny import source, trained, write_recipe
@@ -104,6 +105,11 @@ def test_an_interrupted_run_ends_the_same(setting: tuple[Data, Any], tmp_path: P
         STAGE.run(trained(), Context(data, 0, folders[1], _Killed(quiet=True), forms=forms))
     resumed = STAGE.run(trained(), Context(data, 0, folders[1], QUIET, forms=forms))
     assert resumed.origin == whole.origin
+    for i, form in enumerate(forms):  # what was simulated has the first layer in float where the file that ships has
+        graph = onnx.load(str(folders[0] / f"form-{i}.onnx")).graph
+        first = next(node for node in graph.node if node.op_type == "Conv")
+        assert (first.input[1] in {each.name for each in graph.initializer}) == form.float_stem
+    assert [form.float_stem for form in forms] == [True, False, False]
     assert len(whole.origin["quantized"]) == len(forms) == 3
     for name, tensor in whole.module.state_dict().items():
         assert torch.equal(resumed.module.state_dict()[name], tensor), name

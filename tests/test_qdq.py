@@ -97,11 +97,8 @@ def test_training_simulates_hard_swish_in_integers(tmp_path: Path) -> None:
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
     form = replace(FORMS["onnxruntime"], only=(*KERNELS, "HardSwish"))
-    ranges = {
-        "input": (-2.0, 2.0),
-        "between": (-5.03, 4.91),
-        "swished": (-0.375, 4.83),
-    }  # no round steps, whose ties each side breaks as it likes
+    # No round steps, whose ties each side breaks as it likes.
+    ranges = {"input": (-2.0, 2.0), "between": (-5.03, 4.91), "swished": (-0.375, 4.83)}
     write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", ranges, form)
     simulated = FakeQuantized(tmp_path / "model.onnx", [tmp_path / "q.onnx"], ["w"])
     assert simulated.ranges(0).keys() == ranges.keys()

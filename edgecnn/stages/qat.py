@@ -37,7 +37,7 @@ from edgecnn.targets.base import Source
 from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import write_qdq
+from edgecnn.targets.qdq import left_in_float, write_qdq
 from edgecnn.train import Criterion, Fit, cross_entropy, fit, predict
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class Qat(Stage):
         source = Source(graph, lambda: graph, model.input, model.labels, calibration, lambda: histograms, ctx.seed)
         files = [ctx.work / f"form-{i}.onnx" for i in range(len(ctx.forms))]
         for form, file in zip(ctx.forms, files, strict=True):
-            note = fit_qdq(source, file, form, methods=list(METHODS), correct=False)[0]
+            note = fit_qdq(source, file, form, methods=list(METHODS), correct=False, exclude=left_in_float(graph, form))[0]
             ctx.screen.say(f"  {form.activations} activations: starts from {note}")
         simulated = FakeQuantized(graph, files, trained)
         few = ctx.data.choice.subset(range(min(256, len(ctx.data.choice))))
@@ -109,7 +109,7 @@ class Qat(Stage):
         made = replace(model, module=module, origin={**model.origin, "quantized": learned})
         export_onnx(made, ctx.work / "trained.onnx")
         for form, each, file in zip(ctx.forms, learned, files, strict=True):
-            write_qdq(ctx.work / "trained.onnx", file, each["ranges"], form)
+            write_qdq(ctx.work / "trained.onnx", file, each["ranges"], form, left_in_float(graph, form))
         choice = pack(ctx.data.choice, model.input, ctx.work / "choice-again")
         # The writer widens ranges around additions a little, so what ships is simulated from what was written.
         shipped = FakeQuantized(ctx.work / "trained.onnx", files, trained)

@@ -35,7 +35,7 @@ class Onnxruntime(Target):
     reduce_range: bool | None = Field(None, description="7-bit weights, for x86 without VNNI. Left out: decided by this machine's CPU.")
 
     def candidates(self) -> Sequence[Candidate]:
-        how = {"calibrations": list(METHODS), "correct_bias": True, "float_stem": True, "reduce_range": self.form().reduce_range}
+        how = {"calibrations": list(METHODS), "correct_bias": True, "reduce_range": self.form().reduce_range}
         int8 = [Candidate(name, "int8", {**how, "float_se": name == "int8-float-se"}) for name in ("int8", "int8-float-se")]
         return [Candidate("fp32", "fp32", {}), *int8]
 
@@ -50,6 +50,7 @@ class Onnxruntime(Target):
             only=(*KERNELS, "HardSwish"),  # written as an addition and a product; OpenVINO has a kernel for it
             reduce_range=reduced,
             weights=self.weights,
+            float_stem=True,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
@@ -64,7 +65,7 @@ class Onnxruntime(Target):
                 self.form(),
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                exclude=left_in_float(source.onnx, self.keep_float, how),
+                exclude=left_in_float(source.onnx, self.form(), self.keep_float, how),
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

@@ -49,7 +49,7 @@ class Openvino(Target):
         ]
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}, quickly("auto", "bf16")))
-        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "reduce_range": saturates()}
+        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "float_stem": False, "reduce_range": saturates()}
         every += [
             Candidate("int8-qdq", "int8", how),
             # The first layers are faster in int8 here, unlike in onnxruntime: they are left out only for accuracy's sake.
@@ -80,14 +80,15 @@ class Openvino(Target):
             graph = source.onnx
             if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
+                # Untrained as onnxruntime's, so that both share a fit: OpenVINO leaves out the rounding in front of a sum by itself.
+                form = replace(self.form(), float_stem=candidate.how["float_stem"], sums=bool(source.learned))
                 notes = fit_qdq(
                     source,
                     graph,
-                    # Untrained as onnxruntime's, so that both share a fit: OpenVINO leaves out the rounding in front of a sum by itself.
-                    self.form() if source.learned else replace(self.form(), sums=False),
+                    form,
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
+                    exclude=left_in_float(source.onnx, form, self.keep_float, candidate.how),
                 )
             model = ov.convert_model(str(graph))
             _name_weights(model, layer_names(graph))

@@ -63,6 +63,7 @@ class Form:
         sums: a convolution adds what an `Add` behind it would, before it rounds: there its output is not quantized.
         only: operator types to quantize.
         weights: one scale a channel, or a single one.
+        float_stem: the first layers stay in float, see `stem`.
     """
 
     activations: Literal["uint8", "int8"]
@@ -73,6 +74,7 @@ class Form:
     only: tuple[str, ...]
     reduce_range: bool = False
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
+    float_stem: bool = False
 
 
 def write_qdq(model: Path, path: Path, ranges: Mapping[str, Range], form: Form, exclude: Collection[str] = ()) -> None:
@@ -322,17 +324,18 @@ def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
     return [name for name, words in known.items() if any(fnmatchcase(word, pattern) for pattern in patterns for word in words)]
 
 
-def left_in_float(model: Path, keep_float: Collection[str], how: Mapping[str, Any]) -> list[str]:
-    """Names of the nodes that a candidate leaves in float: what the recipe's `keep_float` says and, in its `how`, `keep`, `float_se` and
-    `float_stem`.
+def left_in_float(model: Path, form: Form, keep_float: Collection[str] = (), how: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of the nodes that a candidate leaves in float: what the form and the recipe's `keep_float` say and, in its `how`, `keep` and
+    `float_se`.
 
     Raises:
         ModelError: `float_se`, and there are no squeeze-and-excite parts.
     """
+    how = how or {}
     gates = squeeze_and_excite(model) if how.get("float_se") else []
     if how.get("float_se") and not gates:
         raise ModelError("the network has no squeeze-and-excite parts to keep in float")
-    first = stem(model) if how.get("float_stem") else []
+    first = stem(model) if form.float_stem else []
     return [*first, *gates, *kept_in_float(model, keep_float), *how.get("keep", ())]
 
 

@@ -69,7 +69,7 @@ class Tensorrt(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=left_in_float(source.onnx, self.keep_float, candidate.how),
+                    exclude=left_in_float(source.onnx, FORM, self.keep_float, candidate.how),
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
