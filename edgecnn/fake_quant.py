@@ -157,17 +157,18 @@ class FakeQuantized(nn.Module):
             return values[given]
         if isinstance(given, Tensor):
             return given.to(self.weights[0].device)
+        # Divided as the writer of the graph divides: a weight halfway between two steps would else go to the other one here, and shift a
+        # whole channel.
         if isinstance(given, Bias):
-            bias, step = self.weights[given.index], scales[given.pair].detach() * self._weight_scale(given.weight)
-            return bias + (torch.round(bias / step) * step - bias).detach()
+            bias, step = self.weights[given.index], (scales[given.pair].double() * self._weight_scale(given.weight).double()).float()
+            return _valued(bias, (bias.double() / step.double()).round().float() * step)
         if not isinstance(given, Weight):
             return given
         weight = self.weights[given.index]
         if not given.levels:
             return weight
-        scale = self._weight_scale(given)
-        zero = torch.zeros_like(scale, dtype=torch.int32)
-        return torch.fake_quantize_per_channel_affine(weight, scale, zero, given.axis, -given.levels, given.levels)
+        scale = self._weight_scale(given).view([-1 if axis == given.axis else 1 for axis in range(weight.ndim)])
+        return _valued(weight, (weight / scale).round().clamp(-given.levels, given.levels) * scale)
 
     def _weight_scale(self, given: Weight) -> Tensor:
         """For each channel, of its largest weight."""
@@ -175,6 +176,11 @@ class FakeQuantized(nn.Module):
         others = [axis for axis in range(weight.ndim) if axis != given.axis]
         scale: Tensor = weight.abs().amax(others).clamp(min=torch.finfo(weight.dtype).tiny) / given.levels
         return scale
+
+
+def _valued(trained: Tensor, value: Tensor) -> Tensor:
+    """`value`, with the gradient of `trained`."""
+    return value.detach() + (trained - trained.detach())
 
 
 def check_operators(graph: onnx.GraphProto) -> None:

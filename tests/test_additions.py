@@ -16,7 +16,8 @@ from edgecnn.stages.base import TorchModel
 from edgecnn.targets.additions import STEPS, settle_additions
 from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import KERNELS, Form, write_qdq
+from edgecnn.targets.onnxruntime import KERNELS
+from edgecnn.targets.qdq import Form, write_qdq
 
 
 class Residual(nn.Module):

@@ -22,7 +22,8 @@ from edgecnn.targets.bias import channel_means, correct_bias
 from edgecnn.targets.calibration import METHODS, collect, ranges
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.onnx import export_onnx
-from edgecnn.targets.qdq import KERNELS, Form, squeeze_and_excite, stem, write_qdq
+from edgecnn.targets.onnxruntime import KERNELS
+from edgecnn.targets.qdq import Form, squeeze_and_excite, stem, write_qdq
 from edgecnn.targets.sensitivity import costs, divergence, nodes_of, parts, worst_layers
 from edgecnn.targets.tensorrt import FORM
 

@@ -20,10 +20,16 @@ from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.errors import ModelError
 from edgecnn.fake_quant import FakeQuantized
 from edgecnn.targets.calibration import ranges
-from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, write_qdq
+from edgecnn.targets.onnxruntime import KERNELS
+from edgecnn.targets.openvino import Openvino
+from edgecnn.targets.qdq import Form, kept_in_float, write_qdq
 from edgecnn.targets.tensorrt import FORM
 
-FORMS = {"onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, sums=False, only=KERNELS), "tensorrt": FORM}
+FORMS = {
+    "onnxruntime": Form("uint8", False, quantize_bias=True, outputs=True, sums=False, only=KERNELS),
+    "openvino": Openvino(name="nuc", runtime="openvino").form(),
+    "tensorrt": FORM,
+}
 
 
 def write(folder: Path, path: Path, form: str, exclude: Collection[str] = (), **changes: Any) -> onnx.ModelProto:
@@ -70,7 +76,7 @@ def test_hard_swish_in_integers_is_within_half_a_step_of_its_gate(tmp_path: Path
         ir_version=10,
     )
     (tmp_path / "model.onnx").write_bytes(model.SerializeToString())
-    form = replace(FORMS["onnxruntime"], only=(*KERNELS, "HardSwish"))
+    form = FORMS["onnxruntime"]
     write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", {"input": (-5.0, 7.75)}, form)
     session = ort.InferenceSession(str(tmp_path / "q.onnx"), providers=["CPUExecutionProvider"])
     x = ((np.arange(256) - 100) * np.float32(0.05)).astype(np.float32)
@@ -96,7 +102,7 @@ def test_training_simulates_hard_swish_in_integers(tmp_path: Path) -> None:
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
-    form = replace(FORMS["onnxruntime"], only=(*KERNELS, "HardSwish"))
+    form = FORMS["onnxruntime"]
     # No round steps, whose ties each side breaks as it likes.
     ranges = {"input": (-2.0, 2.0), "between": (-5.03, 4.91), "swished": (-0.375, 4.83)}
     write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", ranges, form)
@@ -110,6 +116,35 @@ def test_training_simulates_hard_swish_in_integers(tmp_path: Path) -> None:
         found = simulated.eval()(torch.from_numpy(x)).numpy()
     assert np.abs(wanted).max() > 0.5
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_training_rounds_weights_and_biases_as_the_file_does(tmp_path: Path, form: str) -> None:
+    """Weights halfway between two steps too: a weight that goes to another step in training shifts a whole channel of what is trained."""
+    value, rng = helper.make_tensor_value_info, np.random.default_rng(0)
+    most = rng.uniform(0.01, 3, (16, 1)).astype(np.float32)
+    weight = np.hstack([most, ((rng.integers(-120, 120, (16, 63)) + 0.5) * (most / 127)).astype(np.float32)])
+    bias = rng.normal(0, 100, 16).astype(np.float32)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["input", "w", "b"], ["logits"], "conv")],
+        "ties",
+        [value("input", 1, [1, 64, 1, 1])],
+        [value("logits", 1, [1, 16, 1, 1])],
+        [numpy_helper.from_array(weight[..., None, None], "w"), numpy_helper.from_array(bias, "b")],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    write_qdq(tmp_path / "model.onnx", tmp_path / "q.onnx", {"input": (-0.93, 1.71)}, FORMS[form])
+    simulated = FakeQuantized(tmp_path / "model.onnx", [tmp_path / "q.onnx"], ["w", "b"])
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(tmp_path / "q.onnx"), options, providers=["CPUExecutionProvider"])
+    for i in range(64):  # one weight of each channel at a time, off the halfway points of the input
+        x = np.zeros((1, 64, 1, 1), np.float32)
+        x[0, i] = 1.7
+        with torch.no_grad():
+            found = simulated.eval()(torch.from_numpy(x)).numpy().ravel()
+        np.testing.assert_allclose(found, session.run(None, {"input": x})[0].ravel(), rtol=1e-5, atol=most.min() / 127 / 10)
 
 
 def _run(graph: onnx.ModelProto, q: onnx.NodeProto, dq: onnx.NodeProto, x: np.ndarray) -> np.ndarray:

@@ -25,7 +25,26 @@ from edgecnn.device.spec import Artifact
 from edgecnn.targets.base import Candidate, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import KERNELS, Form, left_in_float, saturates
+from edgecnn.targets.qdq import Form, left_in_float, saturates
+
+# What its CPU provider has integer kernels for; HardSwish is written as an addition and a product.
+KERNELS = (
+    "Add",
+    "AveragePool",
+    "Concat",
+    "Conv",
+    "Flatten",
+    "Gemm",
+    "GlobalAveragePool",
+    "HardSwish",
+    "MatMul",
+    "MaxPool",
+    "Mul",
+    "ReduceMean",
+    "Reshape",
+    "Sigmoid",
+    "Transpose",
+)
 
 
 class Onnxruntime(Target):
@@ -47,7 +66,7 @@ class Onnxruntime(Target):
             quantize_bias=True,
             outputs=True,
             sums=False,
-            only=(*KERNELS, "HardSwish"),  # written as an addition and a product; OpenVINO has a kernel for it
+            only=KERNELS,
             reduce_range=reduced,
             weights=self.weights,
             float_stem=True,

@@ -29,7 +29,10 @@ from edgecnn.targets.base import Candidate, Effort, Source, Target
 from edgecnn.targets.calibration import METHODS
 from edgecnn.targets.fit import fit_qdq
 from edgecnn.targets.preprocess_graph import openvino_take_pixels
-from edgecnn.targets.qdq import KERNELS, Form, kept_in_float, left_in_float, saturates
+from edgecnn.targets.qdq import Form, kept_in_float, left_in_float, saturates
+
+# What takes integers; OpenVINO computes activation functions in float behind a convolution, and rounds once, where the next one reads.
+KERNELS = ("Add", "AveragePool", "Conv", "Gemm", "GlobalAveragePool", "MatMul", "Mul", "ReduceMean")
 
 
 class Openvino(Target):
@@ -63,8 +66,8 @@ class Openvino(Target):
         return Form(
             "uint8",
             symmetric=False,
-            quantize_bias=True,
-            outputs=True,
+            quantize_bias=False,
+            outputs=False,
             sums=True,
             only=KERNELS,
             reduce_range=saturates(),
@@ -80,8 +83,7 @@ class Openvino(Target):
             graph = source.onnx
             if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
-                # Untrained as onnxruntime's, so that both share a fit: OpenVINO leaves out the rounding in front of a sum by itself.
-                form = replace(self.form(), float_stem=candidate.how["float_stem"], sums=bool(source.learned))
+                form = replace(self.form(), float_stem=candidate.how["float_stem"])
                 notes = fit_qdq(
                     source,
                     graph,

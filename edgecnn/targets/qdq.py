@@ -27,23 +27,6 @@ from edgecnn.targets.calibration import ACTIVATIONS, Range
 if TYPE_CHECKING:
     import onnx
 
-# What onnxruntime's CPU and OpenVINO have integer kernels for.
-KERNELS = (
-    "Add",
-    "AveragePool",
-    "Concat",
-    "Conv",
-    "Flatten",
-    "Gemm",
-    "GlobalAveragePool",
-    "MatMul",
-    "MaxPool",
-    "Mul",
-    "ReduceMean",
-    "Reshape",
-    "Sigmoid",
-    "Transpose",
-)
 WEIGHTED = ("Conv", "Gemm", "MatMul")
 COLOURS = 4  # at most, of an image
 # Move values and leave them as they are: out comes the scale that went in.
@@ -89,7 +72,7 @@ def write_qdq(model: Path, path: Path, ranges: Mapping[str, Range], form: Form, 
     """
     import onnx
 
-    if not form.symmetric:
+    if form.outputs:  # the kernels add integers
         ranges = settle_additions(model, ranges)
     graph = onnx.load(str(model))
     _Writer(graph, ranges, form, exclude).write()
@@ -148,9 +131,16 @@ class _Writer:
 
     def _suits(self, node: onnx.NodeProto) -> bool:
         """Whether all that it reads and would be quantized is known: a weight that is computed, say, is not."""
+        if node.op_type == "Mul" and not self.form.outputs and self._is_swish(node):
+            return False
         if node.op_type in WEIGHTED:
             return node.input[0] in self.ranges and node.input[1] in self.constants
         return all(name in self.ranges or name in self.constants for name in node.input)
+
+    def _is_swish(self, node: onnx.NodeProto) -> bool:
+        """Whether it multiplies a tensor by its own sigmoid: one operation, in float, to runtimes that compute it behind a convolution."""
+        made = [self.makers[name] for name in node.input if name in self.makers]
+        return any(maker.op_type == "Sigmoid" and maker.input[0] in node.input for maker in made)
 
     def _taken(self, node: onnx.NodeProto) -> Iterator[str]:
         """The activations that `node` reads as integers."""
