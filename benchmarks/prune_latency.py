@@ -29,9 +29,10 @@ from edgecnn.data import Data, ImageSet, load_data, pack
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.packed import Packed
 from edgecnn.device.preprocess import normalise
-from edgecnn.latency_table import Pace, Row, _kl, _logits, plans, table
+from edgecnn.latency_table import Row, _kl, _logits, plans, table
 from edgecnn.models import TimmModel, load_model
 from edgecnn.networks import head_names
+from edgecnn.pace import Pace
 from edgecnn.pruning import cut, groups_of
 from edgecnn.screen import Screen
 from edgecnn.sources import ImageFolder
@@ -72,9 +73,7 @@ class Case:
             return torch.from_numpy(normalise(np.asarray(packed.images), self.model.input))
 
     def pace(self, seconds: float) -> Pace:
-        folder = self.out / "pace"
-        folder.mkdir(exist_ok=True)
-        return Pace("onnxruntime", 1, self.model.input, folder, seconds)
+        return Pace("onnxruntime", 1, self.model.input, seconds=seconds)
 
     def kept(self, name: str, make: Callable[[], Any]) -> Any:
         path = self.out / f"{name}.json"
@@ -105,26 +104,26 @@ def choose(case: Case) -> dict[str, Any]:
     """Widths of the uniform network and of each seed's, and latencies: of the uniform one to the whole, of each seed's to the uniform."""
     pace, slow = case.pace(1.0), case.pace(4.0)
     paths = [plans([Row(**row) for row in rows]) for rows in case.kept("harm", lambda: harms(case))]
-    with pace.open(case.model.module, "whole") as whole:
+    with pace.against(case.model.module) as share_of, slow.against(case.model.module) as slowly:
         tried: dict[float, float] = {}
         low, high = 0.0, 0.9
         for _ in range(7):
             middle = (low + high) / 2
-            tried[middle] = pace.relative(whole, case.cut(case.uniform(middle)), "uniform")
+            tried[middle] = share_of(case.cut(case.uniform(middle)))
             low, high = (middle, high) if tried[middle] > AIM else (low, middle)
         ratio = min(tried, key=lambda one: abs(tried[one] - AIM))
         uniform = case.cut(case.uniform(ratio))
-        share = slow.relative(whole, uniform, "uniform")
+        share = slowly(uniform)
     found: dict[str, Any] = {"ratio": ratio, "share": share, "uniform": case.uniform(ratio), "aware": []}
-    with pace.open(uniform, "uniform") as other:
+    with pace.against(uniform) as share_of, slow.against(uniform) as slowly:
         for path in paths:
-            at = functools.cache(lambda i, path=path: pace.relative(other, case.cut(path[i]), "aware"))
+            at = functools.cache(lambda i, path=path: share_of(case.cut(path[i])))
             low, high = 0, len(path) - 1
             while low < high:  # the first that is no slower than the uniform one
                 middle = (low + high) // 2
                 low, high = (middle + 1, high) if at(middle) > 1 else (low, middle)
             i = min(range(max(0, low - 2), min(len(path), low + 3)), key=lambda i: abs(at(i) - 1))
-            found["aware"].append({"widths": path[i], "to_uniform": slow.relative(other, case.cut(path[i]), "aware")})
+            found["aware"].append({"widths": path[i], "to_uniform": slowly(case.cut(path[i]))})
             print(f"step {i + 1} of {len(path)}: {found['aware'][-1]['to_uniform']:.3f} of the uniform network's latency", flush=True)
     return found
 

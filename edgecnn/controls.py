@@ -4,7 +4,7 @@ no-teacher     the pruned network, trained as it was, by the labels alone
 uniform-width  every layer narrower by the same share, at the measured latency of the pruned network, trained as it was
 nearest-zoo    the smaller model of the same family whose measured latency is nearest, trained as it was
 
-Latencies are of the fp32 files on onnxruntime, one thread, taking turns. Each control costs the training that it repeats.
+Latencies are of the fp32 files, taking turns, where the last stage that prunes measures. A control costs the training that it repeats.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from typing import Any
 
 from edgecnn.data import pack
 from edgecnn.device.evaluate import accuracy
-from edgecnn.errors import EdgecnnError
+from edgecnn.errors import BoardError, EdgecnnError
 from edgecnn.floats import Float, Run
-from edgecnn.latency_table import Pace
 from edgecnn.models import TimmModel, TorchvisionModel, load_model
 from edgecnn.networks import head_names
 from edgecnn.pruning import cut, groups_of
 from edgecnn.stages.base import Context, TorchModel, Training
 from edgecnn.stages.distil import Distil
+from edgecnn.stages.prune import Prune
 from edgecnn.stages.train import Train
 from edgecnn.train import predict, seed_all
 from edgecnn.zoo import count_macs, count_parameters, zoo_names
@@ -43,7 +43,7 @@ class _Plan:
     pruned: Float
     final: Float
     later: tuple[Training, ...]
-    round_to: int
+    prune: Prune
 
 
 def controls(run: Run, models: list[Float]) -> list[dict[str, Any]]:
@@ -60,7 +60,9 @@ def controls(run: Run, models: list[Float]) -> list[dict[str, Any]]:
             run.screen.say(f"control {name}")
             seed_all(run.recipe.seed)
             try:
-                model, note = start(run, plan, aim, work)
+                model, note = start(run, plan, aim)
+            except BoardError:  # says nothing about the control
+                raise
             except EdgecnnError as fault:  # there may be no smaller model in the zoo, or no uniform cut
                 return {"note": str(fault)}
             for i, stage in enumerate(plan.later):
@@ -69,7 +71,7 @@ def controls(run: Run, models: list[Float]) -> list[dict[str, Any]]:
                 again = _without_teacher(stage) if name == "no-teacher" else stage
                 model = again.run(model, Context(run.data, run.recipe.seed, folder, run.screen, plan.before.load))
             spec = model.input
-            share = _paced(plan.before.load(), model, work)
+            share = _paced(plan, model)
             packed = pack(run.data.evaluation, spec, work / "evaluation")
             return {
                 "top1": accuracy(predict(model.module, packed, spec), labels).top1,
@@ -96,11 +98,11 @@ def controls(run: Run, models: list[Float]) -> list[dict[str, Any]]:
 
 def _plan(run: Run, models: list[Float]) -> _Plan:
     stages = run.recipe.stages
-    first = next(i for i, stage in enumerate(stages) if stage.prunes)
-    last = max(i for i, stage in enumerate(stages) if stage.prunes)
+    pruning = {i: stage for i, stage in enumerate(stages) if isinstance(stage, Prune)}
+    first, last = min(pruning), max(pruning)
     later = tuple(stage for stage in stages[last + 1 :] if isinstance(stage, Training))
     final = max(i for i, stage in enumerate(stages) if isinstance(stage, Training))
-    return _Plan(models[first], models[last + 1], models[final + 1], later, getattr(stages[last], "round_to", 8))
+    return _Plan(models[first], models[last + 1], models[final + 1], later, pruning[last])
 
 
 def _without_teacher(stage: Training) -> Training:
@@ -110,46 +112,43 @@ def _without_teacher(stage: Training) -> Training:
 
 
 def _latency_share(run: Run, plan: _Plan) -> float:
-    def make(work: Path) -> dict[str, Any]:
-        return {"share": _paced(plan.before.load(), plan.pruned.load(), work)}
+    def make(_: Path) -> dict[str, Any]:
+        return {"share": _paced(plan, plan.pruned.load())}
 
     entry = run.store.once("control-latency", {"before": plan.before.key, "pruned": plan.pruned.key}, make)
     return float(entry.facts["share"])
 
 
-def _paced(whole: TorchModel, other: TorchModel, work: Path) -> float:
-    """Latency of `other` as a share of `whole`'s."""
-    folder = work / "pace"
-    folder.mkdir(exist_ok=True)
-    pace = Pace("onnxruntime", 1, whole.input, folder, seconds=1.0)
-    with pace.open(whole.module, "whole") as runner:
-        return pace.relative(runner, other.module, "other")
+def _paced(plan: _Plan, other: TorchModel) -> float:
+    """What `other` takes of the latency of the network before pruning."""
+    with plan.prune.pace(plan.before.input, seconds=1.0).against(plan.before.load().module) as share:
+        return share(other.module)
 
 
 # ---- what each control starts from
 
 
-def _same(run: Run, plan: _Plan, aim: float, work: Path) -> tuple[TorchModel, str]:
+def _same(run: Run, plan: _Plan, aim: float) -> tuple[TorchModel, str]:
     return plan.pruned.load(), "the pruned network, trained by the labels alone"
 
 
-def _uniform(run: Run, plan: _Plan, aim: float, work: Path) -> tuple[TorchModel, str]:
+def _uniform(run: Run, plan: _Plan, aim: float) -> tuple[TorchModel, str]:
     model = plan.before.load()
     groups = groups_of(model.module, model.input.shape, head_names(model.origin), "magnitude")
     tried: list[tuple[float, float, TorchModel]] = []
     low, high = 0, len(RATIOS) - 1
     while low <= high:  # latency falls with the ratio, but for noise
         middle = (low + high) // 2
-        widths = {g.root: g.nearest(g.channels * (1 - RATIOS[middle]), plan.round_to) for g in groups}
+        widths = {g.root: g.nearest(g.channels * (1 - RATIOS[middle]), plan.prune.round_to) for g in groups}
         narrower = model.with_module(cut(model.module, model.input.shape, groups, widths))
-        share = _paced(model, narrower, work)
+        share = _paced(plan, narrower)
         tried.append((abs(share - aim), RATIOS[middle], narrower))
         low, high = (middle + 1, high) if share > aim else (low, middle - 1)
     _, ratio, found = min(tried, key=lambda one: one[:2])
     return replace(found, origin={**model.origin, "narrower": ratio}), f"every layer narrower by {ratio:.0%}"
 
 
-def _nearest(run: Run, plan: _Plan, aim: float, work: Path) -> tuple[TorchModel, str]:
+def _nearest(run: Run, plan: _Plan, aim: float) -> tuple[TorchModel, str]:
     config, whole = run.recipe.model, plan.before.load()
     if not isinstance(config, TimmModel | TorchvisionModel):
         raise EdgecnnError("the model is of no zoo")
@@ -159,7 +158,7 @@ def _nearest(run: Run, plan: _Plan, aim: float, work: Path) -> tuple[TorchModel,
     for _, name in sorted(_smaller(config, names, plan, whole))[-ZOO:]:
         smaller = config.model_copy(update={"name": name, "checkpoint": None})
         model = load_model(smaller, len(whole.labels), dict(enumerate(whole.labels)), trains=True)
-        timed.append((abs(_paced(whole, model, work) - aim), name, model))
+        timed.append((abs(_paced(plan, model) - aim), name, model))
     if not timed:
         raise EdgecnnError(f"{config.source} has no smaller model of the family {family!r}")
     _, name, model = min(timed, key=lambda one: one[:2])

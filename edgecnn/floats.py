@@ -15,11 +15,8 @@ import numpy as np
 
 from edgecnn.data import Data, ImageSet, pack
 from edgecnn.device.evaluate import accuracy
-from edgecnn.device.machine import identity
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
-from edgecnn.latency_table import Pace
-from edgecnn.measure import latencies
 from edgecnn.models import load_model, model_digest
 from edgecnn.narrow import as_metadata
 from edgecnn.networks import build
@@ -27,8 +24,8 @@ from edgecnn.ranks import rank, shared
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
 from edgecnn.stages.base import Context, TorchModel
+from edgecnn.stages.prune import Prune
 from edgecnn.store import Entry, Store
-from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.qdq import Form
 from edgecnn.torch_model import Make
 from edgecnn.train import predict, seed_all
@@ -101,7 +98,7 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         inputs = {
             "before": before.key,
             "position": position,
-            "stage": {**stage.model_dump(mode="json", exclude={"tensorboard"}), **stage.inputs()},
+            "stage": {**stage.model_dump(mode="json", exclude={"tensorboard"}), **({} if rank() else stage.inputs())},
             "data": run.data.digest,
             "seed": run.recipe.seed,
             **({"forms": [asdict(form) for form in forms]} if forms else {}),
@@ -118,27 +115,24 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
 
 
 def time_stages(run: Run, models: list[Float], rows: list[dict[str, Any]]) -> None:
-    """Give each row `latency_s`, p50 of the fp32 file in onnxruntime with one thread, in fresh processes that take turns.
+    """Give each row `latency_s`, p50 of the fp32 file in fresh processes that take turns, where the last stage that prunes measures.
 
     Only where a stage prunes: training leaves the graph as it is. A graph that appears twice is measured once.
     """
-    if not any(stage.prunes for stage in run.recipe.stages):
+    pruning = [stage for stage in run.recipe.stages if isinstance(stage, Prune)]
+    if not pruning:
         return
+    pace = pruning[-1].pace(models[0].input)
     graphs = [json.dumps(model.facts["origin"].get("pruned", {}).get("layers", {}), sort_keys=True) for model in models]
+    first = {graph: models[graphs.index(graph)] for graph in graphs}
 
-    def make(work: Path) -> dict[str, Any]:
-        pace, bundles = Pace("onnxruntime", 1, models[0].input, work), {}
-        for graph in dict.fromkeys(graphs):
-            first = graphs.index(graph)
-            export_onnx(models[first].load(), work / f"{first}.onnx")
-            bundles[str(first)] = pace.bundle(work / f"{first}.onnx", str(first))
-        timed = latencies(bundles, threads=1, processes=run.recipe.bench.processes, seconds=0.3, seed=run.recipe.seed)
-        return {name: float(np.median([np.median(result.samples_s) for result in each])) for name, each in timed.items()}
+    def make(_: Path) -> dict[str, Any]:
+        run.screen.say(f"time the network before and after pruning on {pace.where}")
+        return pace.p50({model.key: model.load() for model in first.values()}, processes=run.recipe.bench.processes, seed=run.recipe.seed)
 
-    keys = [models[graphs.index(graph)].key for graph in dict.fromkeys(graphs)]
-    facts = run.store.once("stage-latency", {"models": keys, "machine": identity()}, make).facts
+    facts = run.store.once("stage-latency", {"models": [model.key for model in first.values()], **pace.inputs()}, make).facts
     for row, graph in zip(rows, graphs, strict=True):
-        row["latency_s"] = facts[str(graphs.index(graph))]
+        row |= {"latency_s": facts[first[graph].key], "latency_where": pace.where}
 
 
 def follow(run: Run) -> None:

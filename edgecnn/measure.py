@@ -18,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import edgecnn
+from edgecnn.device.bench import share
 from edgecnn.device.bundle import MANIFEST
 from edgecnn.device.graph import bare_manifest
-from edgecnn.device.machine import NOT_AVAILABLE, identity
+from edgecnn.device.machine import NOT_AVAILABLE, RUNTIMES, identity, versions
 from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result, read_manifest
 from edgecnn.errors import BUG, INTERRUPTED, BoardError, DeviceBug, DeviceError, ResourceError, printable
@@ -68,12 +69,45 @@ def latencies(
 
 @functools.cache
 def identity_of(address: str | None) -> dict[str, Any]:
-    """The machine at `address` (None is this one), as far as it decides speed and rounding."""
+    """The machine at `address` (None is this one), as far as it decides speed and rounding; of a board also its versions.
+
+    Raises:
+        DeviceError: the board does not tell.
+    """
     if address is None:
         return identity()
     with on(address) as board:
-        told: dict[str, Any] = device("machine", board=board)["identity"]
-    return told
+        answer = device("machine", board=board)
+    told, found = answer.get("identity"), answer.get("versions")
+    if not (isinstance(told, dict) and isinstance(told.get("cpu"), str) and isinstance(found, dict)):
+        raise DeviceError(f"{address}: does not tell what machine it is: {printable(json.dumps(answer))[:200]}. Is its Python sound?")
+    return {**told, "cpu": printable(told["cpu"]), "versions": {name: str(found.get(name, NOT_AVAILABLE)) for name in ("numpy", *RUNTIMES)}}
+
+
+def versions_of(address: str | None) -> dict[str, str]:
+    """Of numpy and the runtimes at `address`; `NOT_AVAILABLE` for what is not installed."""
+    return versions() if address is None else dict(identity_of(address)["versions"])
+
+
+def place(address: str | None) -> str:
+    """The machine at `address` for people: `ssh://pi@board (Cortex-A76)`."""
+    return f"{address or 'this machine'} ({identity_of(address)['cpu']})"
+
+
+def in_turns(bundle: Path, whole: Path, *, threads: int, seconds: float, board: Board | None = None) -> float:
+    """What `bundle` takes of the latency of `whole`, the two taking turns in one fresh process.
+
+    Raises:
+        DeviceError: also where the answer is not what a measurement can be, or one of something else.
+    """
+    answer = device("bench", bundle, "--against", whole, "--threads", threads, "--seconds", seconds, board=board)
+    samples: list[Any] = [answer.get("samples_s"), answer.get("against_s")]
+    for each in samples:
+        if not (isinstance(each, list) and each and all(isinstance(t, float) and _SHORTEST_S < t < LONGEST_S for t in each)):
+            raise _no_measurement(bundle, board, answer)
+    if (_digest(bundle), _digest(whole), threads) != tuple(map(answer.get, ("file_sha256", "against_sha256", "threads"))):
+        raise _another(bundle, board)
+    return share(*samples)
 
 
 def interleaved(names: Sequence[str], once: Callable[[str], Result], rounds: int, order: random.Random) -> dict[str, list[Result]]:
@@ -115,11 +149,26 @@ def bench(bundle: Path, *options: object, board: Board | None = None) -> Result:
     except (TypeError, ValueError):
         real = False
     if not real:
-        raise DeviceError(f"{bundle}: the answer is no measurement: {printable(json.dumps(answer))[:200]}. Is the board's Python sound?")
+        raise _no_measurement(bundle, board, answer)
     asked = (_digest(bundle), int(str(_given(options, "--threads", 1))), int(str(_given(options, "--batch", 1))))
     if asked != (result.file_sha256, result.threads, result.batch):
-        raise DeviceError(f"{bundle}: the answer is of another file, or of other threads or another batch than were asked for.")
+        raise _another(bundle, board)
     return result
+
+
+def _no_measurement(bundle: Path, board: Board | None, answer: Mapping[str, Any]) -> DeviceError:
+    said = printable(json.dumps(answer))[:200]
+    return DeviceError(f"{_told_by(board)}{bundle}: the answer is no measurement: {said}. Is the board's Python sound?")
+
+
+def _another(bundle: Path, board: Board | None) -> DeviceError:
+    return DeviceError(
+        f"{_told_by(board)}{bundle}: the answer is of another file, or of other threads or another batch than were asked for."
+    )
+
+
+def _told_by(board: Board | None) -> str:
+    return "" if board is None else f"{board.address}: "
 
 
 def _given(words: Sequence[object], option: str, default: object) -> object:
@@ -149,7 +198,7 @@ def device(*words: object, board: Board | None = None) -> dict[str, Any]:
             lines[-1] = f"{lines[-2][:500] if len(lines) > 1 else ''} ({lines[-1].removeprefix('edgecnn: ')})"
         if code == -signal.SIGKILL:
             lines = [f"{words[0]} {words[1]}: was killed. Is the machine out of memory?"]
-        told = ("" if board is None else f"{board.address}: ") + printable(lines[-1].removeprefix("edgecnn: "))
+        told = _told_by(board) + printable(lines[-1].removeprefix("edgecnn: "))
         if code == INTERRUPTED:
             raise KeyboardInterrupt
         if code in (ResourceError.exit_code, -signal.SIGKILL):  # says nothing about the file

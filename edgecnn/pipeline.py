@@ -162,7 +162,8 @@ def preflight(run: Run) -> list[str]:
     Raises:
         EdgecnnError: of the kind of what is missing or refused.
     """
-    missing = [f"targets[{i}] ({t.name}): {lack}" for i, t in enumerate(run.recipe.targets) if (lack := t.missing())]
+    missing = [f"stages[{i}] ({s.stage}): {lack}" for i, s in enumerate(run.recipe.stages) if (lack := s.missing())]
+    missing += [f"targets[{i}] ({t.name}): {lack}" for i, t in enumerate(run.recipe.targets) if (lack := t.missing())]
     if missing:
         raise DeviceError("; ".join(missing))
 

@@ -373,6 +373,26 @@ def test_liar(bundles: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None
     assert seen == 15
     monkeypatch.setattr(measure, "device", lambda *words, board=None: good)
     assert measure.bench(bundles["pi"]).batch == 1
+    turns = {
+        "samples_s": [0.01],
+        "against_s": [0.02],
+        "file_sha256": good["file_sha256"],
+        "against_sha256": good["file_sha256"],
+        "threads": 1,
+    }
+    lies = (
+        {"samples_s": []}, {"samples_s": [float("nan")]}, {"against_s": [-0.1]}, {"against_s": [0.01, "\x1b[2J"]}, {"against_s": [True]},
+        {"against_s": [0.0]}, {"samples_s": 0.5}, {"threads": 2}, {"against_sha256": "0" * 64}, {"file_sha256": None},
+    )  # fmt: skip
+    for answer in ({}, *({**turns, **lie} for lie in lies)):
+        monkeypatch.setattr(measure, "device", lambda *words, answer=answer, board=None: answer)
+        with pytest.raises(DeviceError) as caught:
+            measure.in_turns(bundles["pi"], bundles["pi"], threads=1, seconds=1.0)
+        assert str(caught.value).isprintable()
+        seen += 1
+    assert seen == 26
+    monkeypatch.setattr(measure, "device", lambda *words, board=None: turns)
+    assert measure.in_turns(bundles["pi"], bundles["pi"], threads=1, seconds=1.0) == 0.5
     layer = {"name": "a", "node": "b", "operator": "c", "seconds": 0.1}
     for steady_s, layers in ((0.0, [layer]), ("a", [layer]), (1.0, [{**layer, "seconds": "z"}]), (1.0, [{**layer, "name": 1}])):
         answer = {

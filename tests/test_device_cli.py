@@ -14,6 +14,7 @@ from PIL import Image
 from tiny import CLASSES, SPEC, source, write_images
 
 from edgecnn.device import __main__ as device
+from edgecnn.device.files import sha256_file
 from edgecnn.device.packed import open_packed, write_packed
 from edgecnn.device.stats import wilson
 from edgecnn.targets.onnxruntime import Onnxruntime
@@ -108,6 +109,18 @@ def test_bench_keeps_every_sample(run_folder: Path) -> None:
     assert all(word in text for word in ("p50", "p90", "p99", "first inference"))
 
 
+def test_bench_in_turns(run_folder: Path) -> None:
+    """`--against` times two files in one process, as many calls of each: a file takes about all of its own time; runtimes are not mixed."""
+    data = answer(run_folder, "bench", "bundles/pi", "--against", "bundles/pi", "--seconds", 0.1)
+    first, second = np.array(data["samples_s"]), np.array(data["against_s"])
+    assert len(first) == len(second) >= 30
+    assert (first > 0).all()
+    assert (second > 0).all()
+    assert data["file_sha256"] == data["against_sha256"] == sha256_file(run_folder / "bundles" / "pi" / "model.onnx")
+    text = call(run_folder, "bench", "bundles/pi/model.onnx", "--against", "bundles/pi", "--seconds", 0.01).stdout
+    assert "of the time of pi, sha256" in text
+
+
 def test_both_names_are_one_program(run_folder: Path) -> None:
     """`edgecnn` and `python -m edgecnn.device` print the same and end the same, right or wrong."""
     image = next((run_folder / "images").rglob("*.png"))
@@ -157,6 +170,7 @@ REFUSED = {
     "seconds that are none": (("bench", "bundles/pi", "--seconds", "nan"), 2, "seconds above 0"),
     "negative seconds": (("bench", "bundles/pi", "--seconds", "-1"), 2, "seconds above 0"),
     "half a batch": (("bench", "bundles/pi", "--batch", "1.5"), 2, "whole number"),
+    "turns with another runtime": (("bench", "bundles/pi", "--against", "bundles/nuc"), 2, "for openvino, not onnxruntime"),
     "no image": (("run", "bundles/pi"), 2, "images"),
     "an unknown word": (("verify", "bundles/pi", "--bogus"), 2, "--bogus"),
 }

@@ -46,6 +46,7 @@ ORDER = [
         "folding",
         "measure",
         "pruning",
+        "pace",
         "latency_table",
     ],
     ["stages", "targets"],

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,11 @@ from torch import nn
 from edgecnn.data import load_data
 from edgecnn.errors import ModelError, UsageError
 from edgecnn.floats import Run, float_models
-from edgecnn.latency_table import NOISE, Pace, Row, plans, widths_for
+from edgecnn.latency_table import NOISE, Row, plans, widths_for
 from edgecnn.models import PythonModel, load_model
 from edgecnn.narrow import METADATA, changes, narrow
 from edgecnn.networks import build, head_names, skeleton
+from edgecnn.pace import Pace
 from edgecnn.pipeline import compress
 from edgecnn.pruning import Group, _squared_gradients, cut, groups_of
 from edgecnn.recipe import load_recipe
@@ -293,32 +295,19 @@ def test_plans_take_the_most_saved_for_the_least_harm_first() -> None:
 class ByMacs(Pace):
     """Stands for a runtime whose time is the MACs, so that no test hangs on a clock."""
 
-    def open(self, module: nn.Module, name: str) -> Any:
-        return _Open(module)
-
-    def relative(self, whole: Any, module: nn.Module, name: str) -> float:
-        return count_macs(module, self.spec.shape) / count_macs(whole.module, self.spec.shape)
+    @contextmanager
+    def against(self, whole: nn.Module) -> Iterator[Callable[[nn.Module], float]]:
+        yield lambda module: count_macs(module, self.spec.shape) / count_macs(whole, self.spec.shape)
 
 
-class _Open:
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
-
-    def __enter__(self) -> _Open:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        return None
-
-
-def test_the_path_is_followed_only_as_far_as_the_aim(tmp_path: Path) -> None:
+def test_the_path_is_followed_only_as_far_as_the_aim() -> None:
     """The network chosen meets the aim, one step less does not, and an aim out of reach is refused with how far it got."""
     small = (3, 32, 32)
     origin = origin_of("mobilenetv2_100")
     module = build(origin)
     groups = groups_of(module, small, head_names(origin), "magnitude")
     spec = trained().input
-    pace = ByMacs("onnxruntime", 1, type(spec)(**{**vars(spec), "height": 32, "width": 32}), tmp_path)
+    pace = ByMacs("onnxruntime", 1, replace(spec, height=32, width=32))
     whole = count_macs(module, small)
 
     def cutter(widths: Mapping[str, int]) -> nn.Module:
@@ -396,6 +385,14 @@ def test_one_aim_is_given(tmp_path: Path) -> None:
     text = path.read_text()
     for wrong, said in (("{stage: prune}", "here is none"), ("{stage: prune, ratio: 0.5, macs: 0.5}", "here are macs and ratio")):
         path.write_text(text.replace("targets:", f"  - {wrong}\ntargets:", 1))
+        with pytest.raises(UsageError, match=said):
+            load_recipe(path)
+    for wrong, said in (
+        ("macs: 0.5, device: ssh://pi@pi", "the aim is macs: leave out device, or aim at latency"),
+        ("latency: 0.5, device: ssh://pi:secret@pi", r"tiny.yaml:\d+: stages\[1\]\.device: 'ssh://.*a password never: use a key"),
+        ("latency: 0.5, device: nobodys", r"stages\[1\]\.device: 'nobodys' is no board"),
+    ):
+        path.write_text(text.replace("targets:", f"  - {{stage: prune, {wrong}}}\ntargets:", 1))
         with pytest.raises(UsageError, match=said):
             load_recipe(path)
     path.write_text(text.replace("targets:", "  - {stage: prune, ratio: 1.0}\ntargets:", 1))

@@ -25,18 +25,23 @@ from unittest.mock import patch
 import numpy as np
 import pytest
 import tiny
+import torch
 from PIL import Image
 
-from edgecnn import bench, boards, deliver, measure, remote
+from edgecnn import bench, boards, deliver, measure, pace, remote
+from edgecnn.data import load_data
 from edgecnn.device import agent
 from edgecnn.device.files import sha256_file
 from edgecnn.device.spec import Result
 from edgecnn.doctor import examine_board
-from edgecnn.errors import BoardError, DeviceError, UsageError, guarded
+from edgecnn.errors import BoardError, DeviceError, ModelError, UsageError, guarded
 from edgecnn.pipeline import compress
 from edgecnn.recipe import load_recipe
 from edgecnn.remote import Address, Board, Out, parse_address
 from edgecnn.screen import Screen
+from edgecnn.stages import prune
+from edgecnn.stages.base import Context, TorchModel
+from edgecnn.store import Store
 from edgecnn.targets.onnxruntime import Onnxruntime
 
 SSHD = shutil.which("sshd") or "/usr/sbin/sshd"
@@ -643,6 +648,67 @@ def test_recipe_with_a_device(board: Sshd, tmp_path: Path, monkeypatch: pytest.M
     assert told["latency_s"]["n"] >= 64
     assert len([c for c in told["candidates"] if c["p50_s"]]) >= 2
     assert (board.cache / "files" / told["file_sha256"]).is_file()
+
+
+def wide() -> TorchModel:
+    torch.manual_seed(0)
+    origin = {"source": "python", "name": "tiny:wide", "in_chans": 3, "num_classes": len(tiny.CLASSES), "options": {}}
+    return TorchModel(tiny.wide().eval(), replace(tiny.SPEC, height=32, width=32, resize=32), tiny.CLASSES, origin)
+
+
+@needs_sshd
+def test_prune_by_the_latency_of_a_board(board: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Widths, the plan and the last check are timed over there; a connection lost in the midst costs one line and no row of the table."""
+    store, data = Store(tmp_path), load_data(load_recipe(tiny.write_recipe(tmp_path)).data, 0)
+    asked: list[Path] = []
+
+    def watched(bundle: Path, *words: Any, **options: Any) -> float:
+        asked.append(bundle)
+        if len(asked) == 2:
+            for pid in board.agents():
+                os.kill(pid, signal.SIGKILL)
+        return measure.in_turns(bundle, *words, **options)
+
+    def run(aim: float) -> TorchModel:
+        work = tmp_path / "stage"
+        work.mkdir(exist_ok=True)
+        shelf = lambda kind, inputs, make: store.once(kind, inputs, make).facts  # noqa: E731
+        stage = prune.Prune(stage="prune", latency=aim, keep=("0",), device=board.url)
+        assert stage.missing() is None
+        return stage.run(wide(), Context(data, 0, work, Screen(quiet=True, log=tmp_path / "log"), once=shelf))
+
+    monkeypatch.setattr(pace, "in_turns", watched)
+    monkeypatch.setattr(pace.Pace, "_open", None)  # what times here
+    monkeypatch.setattr(prune, "TOLERANCE", 1.0)  # one last check is enough
+    with pytest.raises(BoardError, match="the connection broke") as caught:
+        run(0.8)
+    assert str(caught.value).isprintable()
+    (rows,) = (tmp_path / "work").glob("latency-table-*/table.json")
+    kept = json.loads(rows.read_text())
+    assert len(kept) == 1
+    pruned = run(0.8)
+    (step,) = pruned.origin["pruned"]["steps"]
+    assert step["table"][:1] == kept
+    assert len(step["table"]) == 3
+    assert 0 < step["measured"]["latency"] < 1.5
+    assert board.url not in json.dumps(step)
+    assert any(board.url in note and "onnxruntime, 1 thread" in note for note in pruned.notes)
+    (table,) = (tmp_path / "store").glob("latency-table-*/done.json")
+    machine = json.loads(table.read_text())["inputs"]["machine"]
+    assert machine["versions"]["openvino"] == "not available"  # so it is not this Python's
+    with pytest.raises(ModelError, match=f"0.01 of the present one.*on {board.url}"):
+        run(0.01)
+    assert len(list((tmp_path / "store").glob("latency-table-*"))) == 1
+
+
+@needs_sshd
+def test_a_board_without_the_runtime_is_named_before_any_work(board: Sshd, tmp_path: Path) -> None:
+    """`prune` on a board tells in the first minute that the runtime is not there."""
+    path = tiny.write_recipe(tmp_path)
+    stage = f"{{stage: prune, latency: 0.6, runtime: openvino, device: {board.url}}}"
+    path.write_text(path.read_text().replace("targets:", f"  - {stage}\ntargets:", 1))
+    with pytest.raises(DeviceError, match=rf"stages\[1\] \(prune\): {board.url} has no openvino"):
+        compress(load_recipe(path), path.read_text(), tmp_path / "out", "", Screen(quiet=True))
 
 
 @needs_sshd

@@ -115,6 +115,9 @@ def parser(prog: str, on_boards: Container[str] = ()) -> Parser:
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--profile", action="store_true", help="measure each layer instead")
     what.add_argument(
+        "--against", type=Path, metavar="OTHER", help="time it in turns with this one instead: what it takes of the other's time"
+    )
+    what.add_argument(
         "--distance", action="store_true", help="also measure what this machine could do at most, and how far the model is from it"
     )
     sub.add_argument("--energy", action="store_true", help="also measure energy per inference, by this machine's meters")
@@ -175,7 +178,7 @@ def verify(arguments: argparse.Namespace) -> int:
         from edgecnn.device.golden import compare_golden
         from edgecnn.device.runtimes import open_runner
 
-        manifest = _opened(arguments)
+        manifest = _opened(arguments.bundle, arguments.runtime)
         _confine(arguments, manifest)
         with open_runner(arguments.bundle, manifest, threads=arguments.threads, provider=arguments.provider) as runner:
             found, about = compare_golden(arguments.bundle, manifest, runner)
@@ -305,7 +308,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if sum(map(bool, (arguments.images, arguments.watch, arguments.camera))) != 1:
         raise UsageError("run takes images, or --watch FOLDER, or --camera SOURCE: give one of the three.")
-    manifest = _opened(arguments)
+    manifest = _opened(arguments.bundle, arguments.runtime)
     endless = arguments.watch or arguments.camera
     named = feed.watch(arguments.watch) if arguments.watch else feed.camera(arguments.camera) if endless else feed.files(arguments.images)
     answers: list[dict[str, Any]] = []
@@ -340,20 +343,13 @@ def _classes(name: str, top: list[dict[str, Any]]) -> str:
 
 def bench(arguments: argparse.Namespace) -> int:
     from edgecnn.device.bench import measure, summary
-    from edgecnn.device.graph import bare_manifest
     from edgecnn.device.meters import meters
-    from edgecnn.device.preprocess import to_input
     from edgecnn.device.runtimes import import_runtime, open_runner
 
-    bare = arguments.bundle.is_file()
-    manifest = bare_manifest(arguments.bundle, arguments.runtime) if bare else _opened(arguments)
-    folder = arguments.bundle.parent if bare else arguments.bundle
+    folder, manifest, example = _to_measure(arguments.bundle, arguments)
     import_runtime(manifest.runtime)  # before the clock runs: importing is not loading
-    # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
-    spec = manifest.input
-    _check_memory(arguments.batch, spec.example_size[0] * spec.example_size[1] * spec.channels)
-    pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, *spec.example_size, spec.channels), np.uint8)
-    example = to_input(pixels, spec, manifest.takes)
+    if arguments.against:
+        return _in_turns(arguments, folder, manifest, example)
     _confine(arguments, manifest, *([Path(tempfile.gettempdir())] if arguments.profile or arguments.distance else []))
     if arguments.profile:
         from edgecnn.device.profile import profile, table
@@ -388,6 +384,45 @@ def bench(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _to_measure(path: Path, arguments: argparse.Namespace) -> tuple[Path, Manifest, np.ndarray]:
+    """Of a bundle or a bare model file: its folder, its manifest, and images as it takes them."""
+    from edgecnn.device.graph import bare_manifest
+    from edgecnn.device.preprocess import to_input
+
+    bare = path.is_file()
+    manifest = bare_manifest(path, arguments.runtime) if bare else _opened(path, arguments.runtime)
+    # Latency does not depend on the values, but denormals would: noise of the size of real inputs.
+    spec = manifest.input
+    _check_memory(arguments.batch, spec.example_size[0] * spec.example_size[1] * spec.channels)
+    pixels = np.random.default_rng(0).integers(0, 256, (arguments.batch, *spec.example_size, spec.channels), np.uint8)
+    return path.parent if bare else path, manifest, to_input(pixels, spec, manifest.takes)
+
+
+def _in_turns(arguments: argparse.Namespace, folder: Path, manifest: Manifest, example: np.ndarray) -> int:
+    """`bench --against`."""
+    from edgecnn.device.bench import share, take_turns
+    from edgecnn.device.runtimes import open_runner
+
+    other_folder, other, other_example = _to_measure(arguments.against, arguments)
+    if manifest.runtime != other.runtime:
+        raise UsageError(f"--against {arguments.against}: for {other.runtime}, not {manifest.runtime}. Name one of the same runtime.")
+    _confine(arguments, manifest)
+    options: dict[str, Any] = {"threads": arguments.threads, "provider": arguments.provider, "batch": arguments.batch}
+    with open_runner(folder, manifest, **options) as runner, open_runner(other_folder, other, **options) as other_runner:
+        samples, others = take_turns([(runner, example), (other_runner, other_example)], arguments.seconds)
+    told = {
+        "file_sha256": manifest.model_sha256,
+        "against_sha256": other.model_sha256,
+        "threads": arguments.threads,
+        "batch": arguments.batch,
+        "samples_s": samples,
+        "against_s": others,
+    }
+    text = f"{_line(manifest)}\ntakes {share(samples, others):.3f} of the time of {printable(other.name)}, sha256 {other.model_sha256[:12]}"
+    _print(arguments, told, f"{text} ({len(samples)} calls of each in turns)")
+    return 0
+
+
 def _check_memory(batch: int, numbers: int) -> None:
     """Refuse a batch whose images alone do not fit: filling memory until the kernel kills somebody would tell nobody why."""
     from edgecnn.device.machine import memory
@@ -413,7 +448,7 @@ def evaluate(arguments: argparse.Namespace) -> int:
     from edgecnn.device.packed import open_packed
     from edgecnn.device.runtimes import open_runner
 
-    manifest = _opened(arguments)
+    manifest = _opened(arguments.bundle, arguments.runtime)
     folder = evaluation_set(arguments)
     if arguments.logits and not arguments.logits.parent.is_dir():
         raise UsageError(f"--logits {arguments.logits}: there is no folder {arguments.logits.parent}. Make it, or name another file.")
@@ -460,17 +495,15 @@ def _confine(arguments: argparse.Namespace, manifest: Manifest, *writable: Path)
         confine(writable=writable)
 
 
-def _opened(arguments: argparse.Namespace) -> Manifest:
+def _opened(bundle: Path, runtime: str | None) -> Manifest:
     """Verified before use, always; with --runtime, the same graph for another runtime."""
-    manifest = verify_bundle(arguments.bundle)
-    if arguments.runtime and manifest.runtime != arguments.runtime:
+    manifest = verify_bundle(bundle)
+    if runtime and manifest.runtime != runtime:
         if not manifest.model_file.endswith(".onnx"):
-            raise UsageError(
-                f"{arguments.bundle}: {manifest.model_file} is no ONNX graph, so {arguments.runtime} cannot run it. Leave out --runtime."
-            )
+            raise UsageError(f"{bundle}: {manifest.model_file} is no ONNX graph, so {runtime} cannot run it. Leave out --runtime.")
         # A graph of floats is run in them: OpenVINO's own choice on CPUs that have it is bf16.
-        options = {"INFERENCE_PRECISION_HINT": "f32"} if arguments.runtime == "openvino" else {}
-        manifest = replace(manifest, runtime=arguments.runtime, options=options)
+        options = {"INFERENCE_PRECISION_HINT": "f32"} if runtime == "openvino" else {}
+        manifest = replace(manifest, runtime=runtime, options=options)
     return manifest
 
 

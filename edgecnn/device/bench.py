@@ -1,6 +1,6 @@
-"""The one timing loop of edgecnn.
+"""The timing loops of edgecnn.
 
-One contender, one process: load it, infer once, warm up until a trend test says steady, then keep every sample.
+`measure`: one contender, one process: load it, infer once, warm up until a trend test says steady, then keep every sample.
 The garbage collector is off while calls are timed, as in `timeit`: a collection belongs to the program around the
 model. What the machine was doing meanwhile is recorded, and doubts are drawn from it; nothing is clipped or repaired.
 """
@@ -140,6 +140,28 @@ def _warm_up(runner: Runner, x: np.ndarray, clock: Clock) -> tuple[list[float], 
             return calls, True
         if windows >= 3 and clock() - start >= WARM_UP_MOST_S:
             return calls, False
+
+
+def take_turns(contenders: Sequence[tuple[Runner, np.ndarray]], seconds: float, clock: Clock = time.perf_counter) -> list[list[float]]:
+    """Seconds of each call of loaded models, each with its input, that take turns: a machine that slows down slows all of them.
+
+    That tells a small difference in a fraction of the time that processes of their own take, and no more than the difference.
+    """
+    samples: list[list[float]] = [[] for _ in contenders]
+    end = clock() + seconds
+    while clock() < end or len(samples[0]) < 30:
+        for (runner, x), into in zip(contenders, samples, strict=True):
+            runner.infer(x)  # brings its weights back into the cache
+            for _ in range(3):
+                start = clock()
+                runner.infer(x)
+                into.append(clock() - start)
+    return samples
+
+
+def share(samples: Sequence[float], whole: Sequence[float]) -> float:
+    """What one takes of the other's time, of samples that took turns; by their 10th percentiles, which disturbances do not reach."""
+    return percentile(samples, 0.1) / percentile(whole, 0.1)
 
 
 def _unsteady(samples: list[float], steady: bool) -> list[str]:

@@ -27,6 +27,10 @@ class Stage(Config):
         """What decides the result besides the settings, the model, the data and the seed, JSON-able: the content of files, the machine."""
         return {}
 
+    def missing(self) -> str | None:
+        """What it needs and is not there, as a sentence, or None."""
+        return None
+
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Return the changed model; `model` itself may be modified."""
         raise NotImplementedError

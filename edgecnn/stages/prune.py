@@ -3,13 +3,14 @@
 Aims, one of: `latency`, `macs` or `parameters`, the share that stays; `ratio`, the share of every layer's channels that goes.
 `latency: 0.6` is measured: how much each layer's channels cost on the runtime, at three widths each, and how much they matter to the
 predictions (`edgecnn.latency_table`, a table that another aim in the same run folder finds measured); then the planned network is
-exported, and timed in fresh processes against the one before.
+exported, and timed in fresh processes against the one before. With `device: pi` all of that is timed on that board.
 The other aims cut every layer by the same share. Channels within a layer are ranked by `importance`: magnitude (group L2 norm;
 Fang et al. 2023), bn_scale (Liu et al. 2017, arXiv:1708.06519), taylor (Molchanov et al. 2019, arXiv:1906.10771) and hessian
 (LeCun et al. 1990), which use the calibration images, random (the control).
 
 When: the network is too slow and can be trained again; follow it with distil or train, without which accuracy is poor. For
-iterative pruning, list prune and distil more than once. Cost: seconds; with `latency` a second or two for each layer and width.
+iterative pruning, list prune and distil more than once. Cost: seconds; with `latency` a second or two for each layer and width, on a
+board more, for each width's network goes over as a file; where the connection breaks, the same command goes on.
 Limits: convolutional networks of the usual kinds. What torch-pruning cannot cut rightly is refused, with the layer's name
 (GhostNet, ShuffleNet, attention): `keep` leaves layers whole. Channel counts become multiples of `round_to`, because kernels
 work in vectors. Library: torch-pruning.
@@ -17,7 +18,6 @@ work in vectors. Library: torch-pruning.
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -28,16 +28,18 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from edgecnn.data import pack
-from edgecnn.device.machine import identity
+from edgecnn.device.machine import NOT_AVAILABLE
 from edgecnn.device.preprocess import normalise
+from edgecnn.device.spec import InputSpec
 from edgecnn.errors import ModelError
-from edgecnn.latency_table import Pace, Row, row_facts, table, widths_for
-from edgecnn.measure import latencies
+from edgecnn.latency_table import Row, row_facts, table, widths_for
+from edgecnn.measure import identity_of, versions_of
 from edgecnn.narrow import changes
 from edgecnn.networks import head_names, skeleton
+from edgecnn.pace import Pace
 from edgecnn.pruning import Group, Importance, cut, groups_of
 from edgecnn.stages.base import Context, Stage, TorchModel
-from edgecnn.targets.onnx import export_onnx
+from edgecnn.targets.base import Device
 from edgecnn.train import seed_all
 from edgecnn.zoo import count_macs, count_parameters
 
@@ -68,16 +70,30 @@ class Prune(Stage):
     keep: tuple[str, ...] = Field((), description="Layers that stay whole, by name; `*` stands for anything.")
     runtime: Literal["onnxruntime", "openvino"] = Field("onnxruntime", description="Where latency is measured.")
     threads: int = Field(1, ge=1, le=1024, description="Threads of that runtime.")
+    device: Device | None = Field(
+        None, description="Board to measure latency on: ssh://user@host[:port][/its/python], or its name in `edgecnn device list`."
+    )
 
     @model_validator(mode="after")
     def _one_aim(self) -> Prune:
         given = [aim for aim in AIMS if getattr(self, aim) is not None]
         if len(given) != 1:
             raise ValueError(f"give one aim of {', '.join(AIMS)}; here {'are ' + ' and '.join(given) if given else 'is none'}")
+        if self.device is not None and self.latency is None:
+            raise ValueError(f"device is where latency is measured, and the aim is {given[0]}: leave out device, or aim at latency")
         return self
 
     def inputs(self) -> dict[str, Any]:
-        return {"machine": identity()} if self.latency is not None else {}
+        return {"machine": identity_of(self.device)} if self.latency is not None else {}
+
+    def missing(self) -> str | None:
+        if self.latency is None or versions_of(self.device)[self.runtime] != NOT_AVAILABLE:
+            return None
+        return f"{self.device or 'this machine'} has no {self.runtime}, in which latency is to be measured. Install it there"
+
+    def pace(self, spec: InputSpec, seconds: float = 0.5) -> Pace:
+        """Times networks where this stage does."""
+        return Pace(self.runtime, self.threads, spec, self.device, seconds)
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         seed_all(ctx.seed)
@@ -93,10 +109,10 @@ class Prune(Stage):
         def cutter(widths: Mapping[str, int]) -> nn.Module:
             return cut(model.module, shape, groups, widths)
 
-        before = _sizes(model.module, shape)
+        before, pace = _sizes(model.module, shape), self.pace(model.input)
         told: dict[str, Any] = {}
         if self.latency is not None:
-            widths, module, told = self._by_latency(model, ctx, groups, cutter, images)
+            widths, module, told = self._by_latency(model, ctx, groups, cutter, images, pace)
         elif self.ratio is not None:
             widths = _uniform(groups, self.ratio, self.round_to)
             module = cutter(widths)
@@ -107,40 +123,44 @@ class Prune(Stage):
         after = _sizes(module, shape)
         _check_shrunk(before, after, groups, widths)
         step = {
-            **self.model_dump(mode="json", exclude_none=True, exclude={"stage"}),
+            **self.model_dump(mode="json", exclude_none=True, exclude={"stage", "device"}),  # goes with the weights, which may be published
             "widths": {g.root: [g.channels, widths[g.root]] for g in groups if widths.get(g.root, g.channels) < g.channels},
             **told,
         }
         whole = {key: value for key, value in model.origin.items() if key != "pruned"}
         steps = [*model.origin.get("pruned", {}).get("steps", []), step]
         origin = {**whole, "pruned": {"layers": changes(module, skeleton(whole)), "steps": steps}}
-        notes = _notes(before, after, step)
+        notes = _notes(before, after, step, pace)
         for note in notes[:-1]:
             ctx.screen.say(f"  {note}")
         return TorchModel(module, model.input, model.labels, origin, tuple(notes))
 
     def _by_latency(
-        self, model: TorchModel, ctx: Context, groups: list[Group], cutter: Callable[[Mapping[str, int]], nn.Module], images: Tensor
+        self,
+        model: TorchModel,
+        ctx: Context,
+        groups: list[Group],
+        cutter: Callable[[Mapping[str, int]], nn.Module],
+        images: Tensor,
+        pace: Pace,
     ) -> tuple[dict[str, int], nn.Module, dict[str, Any]]:
         assert self.latency is not None
-        folder = ctx.work / "pace"
-        folder.mkdir(exist_ok=True)
-        pace = Pace(self.runtime, self.threads, model.input, folder)
-        ctx.screen.say(f"  measure what {len(groups)} groups of channels cost on {self.runtime}")
+        ctx.screen.say(f"  measure what {len(groups)} groups of channels cost on {pace.where}")
 
         def measured(work: Path) -> dict[str, Any]:
             kept_in = work / "table.json"
             rows = table(model.module, groups, cutter, pace, images, round_to=self.round_to, kept_in=kept_in, screen=ctx.screen)
             return {"rows": row_facts(rows)}
 
-        settings = self.model_dump(mode="json", include={"importance", "round_to", "keep", "runtime", "threads"})
-        rows = [Row(**row) for row in ctx.kept("latency-table", {**settings, **self.inputs()}, measured)["rows"]]
+        settings = self.model_dump(mode="json", include={"importance", "round_to", "keep"})
+        rows = [Row(**row) for row in ctx.kept("latency-table", {**settings, **pace.inputs()}, measured)["rows"]]
         aim, least = self.latency, 1.0
         best: tuple[float, dict[str, int], nn.Module, dict[str, float]] | None = None
         for _ in range(3):  # what fresh processes say and what the search says differ by a factor, which is found on the way
             widths, planned = widths_for(aim, rows, model.module, cutter, pace, ctx.screen)
             module = cutter(widths)
-            share, seconds = _timed(model, module, pace, ctx.seed)
+            p50 = pace.p50({"before": model, "after": model.with_module(module)}, processes=3, seed=ctx.seed)
+            share, seconds = p50["after"] / p50["before"], {f"{name}_s": value for name, value in p50.items()}
             ctx.screen.say(f"  in fresh processes: {share:.3f} of the latency before (in the search {planned:.3f}, aim {self.latency:g})")
             least = min(least, share)
             if share <= self.latency + TOLERANCE and (best is None or share > best[0]):
@@ -148,11 +168,10 @@ class Prune(Stage):
             if abs(share - self.latency) <= TOLERANCE:
                 break
             aim *= self.latency / share
-        shutil.rmtree(folder)
         if best is None:
             raise ModelError(
-                f"stages: prune: latency: {self.latency:g} of the present one was asked for; in fresh processes {least:.2f} was measured. "
-                "Ask for less, or measure on a quieter machine."
+                f"stages: prune: latency: {self.latency:g} of the present one was asked for; in fresh processes {least:.2f} was measured "
+                f"on {pace.where}. Ask for less, or measure on a quieter machine."
             )
         share, widths, module, seconds = best
         return widths, module, {"measured": {"latency": share, **seconds}, "table": row_facts(rows)}
@@ -238,24 +257,12 @@ def _check_shrunk(before: _Sizes, after: _Sizes, groups: list[Group], widths: Ma
         )
 
 
-def _timed(model: TorchModel, module: nn.Module, pace: Pace, seed: int) -> tuple[float, dict[str, float]]:
-    """Latency of `module` as a share of the model's, both as they ship, in fresh processes that take turns; and the two in seconds."""
-    bundles = {}
-    for name, each in (("before", model.module), ("after", module)):
-        path = pace.folder / f"{name}.onnx"
-        export_onnx(model.with_module(each), path)
-        bundles[name] = pace.bundle(path, name)
-    results = latencies(bundles, threads=pace.threads, processes=3, seconds=0.3, seed=seed)
-    p50 = {name: float(np.median([np.median(result.samples_s) for result in each])) for name, each in results.items()}
-    return p50["after"] / p50["before"], {f"{name}_s": value for name, value in p50.items()}
-
-
-def _notes(before: _Sizes, after: _Sizes, step: Mapping[str, Any]) -> list[str]:
+def _notes(before: _Sizes, after: _Sizes, step: Mapping[str, Any], pace: Pace) -> list[str]:
     notes = [f"MACs {after.macs / before.macs:.1%}, parameters {after.parameters / before.parameters:.1%} of those before"]
     if "measured" in step:
         took = step["measured"]
+        before_ms, after_ms = (took[name] * 1e3 for name in ("before_s", "after_s"))
         notes.append(
-            f"latency {took['latency']:.1%} of that before: {took['before_s'] * 1e3:.3g} to {took['after_s'] * 1e3:.3g} ms in fp32 on "
-            f"{step['runtime']}, {step['threads']} thread{'s' * (step['threads'] > 1)}, one image"
+            f"latency {took['latency']:.1%} of that before: {before_ms:.3g} to {after_ms:.3g} ms in fp32, one image, on {pace.where}"
         )
     return [*notes, "channels: " + ", ".join(f"{name} {old} to {new}" for name, (old, new) in step["widths"].items())]

@@ -8,14 +8,16 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from edgecnn.config import Config
 from edgecnn.device.bundle import write_bundle
 from edgecnn.device.packed import Packed
 from edgecnn.device.spec import IMAGE_SIZE, Artifact, InputSpec, Manifest
+from edgecnn.errors import UsageError
+from edgecnn.remote import parse_address
 from edgecnn.targets.calibration import Histogram
 from edgecnn.targets.preprocess_graph import take_pixels
 from edgecnn.targets.qdq import Form
@@ -23,6 +25,18 @@ from edgecnn.targets.qdq import Form
 Precision = Literal["auto", "fp32", "fp16", "bf16", "int8"]
 Effort = Literal["quick", "normal", "thorough"]
 EFFORTS: tuple[Effort, ...] = ("quick", "normal", "thorough")
+
+
+def _named(board: str) -> str:
+    try:
+        parse_address(board)
+    except UsageError as fault:
+        raise ValueError(str(fault)) from None
+    return board
+
+
+Device = Annotated[str, AfterValidator(_named)]
+"""A board: its address, or its name in `edgecnn device list`."""
 
 
 class Promise(Config):
@@ -147,7 +161,7 @@ class Target(Config):
         "frames, as `480x640` (height x width). The last two the file resizes and crops by itself.",
     )
     threads: int = Field(1, ge=1, le=1024, description="Threads of the runtime when measuring.")
-    device: str | None = Field(
+    device: Device | None = Field(
         None, description="Board to measure on: ssh://user@host[:port][/its/python], or its name in `edgecnn device list`."
     )
     promise: Promise | None = Field(None, description="Replaces keys of the recipe's promise for this target.")
