@@ -181,14 +181,14 @@ def _tell(run: Run, t: Tried) -> None:
 
 
 def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -> list[Tried]:
-    """The QDQ candidates of the target once more, from the model and the ranges of a qat stage, where there was one."""
+    """The QDQ candidate of the form that a qat stage simulated once more, from its model and ranges, where there was such a stage."""
     if trained is None:
         return []
     source = replace(source_of(run, trained), learned=trained.facts["origin"]["quantized"])
     twins = [
         replace(c, name=f"{c.name}-qat", how={**c.how, "qat": True})
         for c in target.tried(run.recipe.effort)
-        if c.precision == "int8" and "calibrations" in c.how
+        if c.precision == "int8" and "calibrations" in c.how and not c.how["float_se"]
     ]
     tried = [_tried(run, target, twin, source, model, trained.key) for twin in twins]
     for each in tried:
@@ -207,7 +207,7 @@ def _weighed(run: Run, target: AnyTarget, source: Source, model: Float, tried: l
     if run.recipe.effort != "thorough" or plain is None or form is None or plain.artifact is None:
         return [], []
     how = plain.candidate.how
-    pinned = left_in_float(source.onnx, form, target.keep_float, how)
+    pinned = left_in_float(source.onnx, form, how)
 
     def measure(work: Path) -> dict[str, Any]:
         run.screen.say(f"  {target.name}: what int8 costs in each layer")

@@ -24,7 +24,7 @@ from edgecnn.stages.base import Context
 from edgecnn.stages.qat import Qat
 from edgecnn.targets.calibration import ranges
 from edgecnn.targets.fit import fit_qdq
-from edgecnn.targets.qdq import ranges_of, write_qdq
+from edgecnn.targets.qdq import kept_in_float, left_in_float, ranges_of, write_qdq
 
 QUIET = Screen(quiet=True)
 STAGE = Qat.model_validate({"stage": "qat", "epochs": 2, "batch": 8, "lr": 0.001, "augment": "none"})
@@ -143,10 +143,22 @@ def test_every_target_is_offered_the_trained_model(tmp_path: Path) -> None:
     for target in result["targets"]:
         names = [c["name"] for c in target["candidates"]]
         twins = [c for c in target["candidates"] if c["name"].endswith("-qat") and c["file_sha256"]]
-        assert twins, names
+        assert len(twins) == 1, names  # what was simulated, and no sister of it
         assert all(c["choice_top1"] > 0.5 for c in twins)
         assert sum(c["chosen"] for c in target["candidates"]) == 1
     assert compress(recipe, text, tmp_path / "out", "edgecnn compress", QUIET)["resumed"]
+
+
+def test_layers_pinned_to_float_are_simulated_in_float(tmp_path: Path, tiny_folder: Path) -> None:
+    """A target's `keep_float` is its form's, so that two targets that differ in it are trained for and take their own ranges."""
+    text = write_recipe(tmp_path).read_text()
+    plain, pinned = text.split("targets:\n")[1].splitlines()[0], ", keep_float: [Gemm]}"
+    assert plain.endswith("}")
+    (tmp_path / "pinned.yaml").write_text(text.replace(plain, f"{plain}\n{plain[:-1].replace('name: ', 'name: other-')}{pinned}"))
+    form, other = int8_forms(load_recipe(tmp_path / "pinned.yaml"))[:2]
+    assert form != other == replace(form, keep_float=("Gemm",))
+    model = tiny_folder / "model.onnx"
+    assert set(left_in_float(model, other)) - set(left_in_float(model, form)) == set(kept_in_float(model, ["Gemm"]))
 
 
 @pytest.mark.parametrize(

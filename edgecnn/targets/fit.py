@@ -7,10 +7,11 @@ to the float model's (mean Kullback-Leibler divergence) is kept. Bias correction
 
 from __future__ import annotations
 
+import json
 import shutil
 import tempfile
 from collections.abc import Collection, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +42,8 @@ def fit_qdq(source: Source, path: Path, form: Form, *, methods: Sequence[str], c
         exclude: names of nodes to keep in float.
     """
     if source.learned is not None:
-        keys = ("activations", "reduce_range", "sums")
-        made = next(each["ranges"] for each in source.learned if all(each["form"][key] == getattr(form, key) for key in keys))
+        mine = json.dumps(asdict(form))
+        made = next(each["ranges"] for each in source.learned if json.dumps(each["form"]) == mine)
         write_qdq(source.onnx, path, {name: (low, high) for name, (low, high) in made.items()}, form, exclude=exclude)
         return ["weights and ranges of the qat stage"]
     # Runtimes that want different forms only of what this network does not have share a fit.

@@ -70,6 +70,7 @@ class Onnxruntime(Target):
             reduce_range=reduced,
             weights=self.weights,
             float_stem=True,
+            keep_float=self.keep_float,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
@@ -84,7 +85,7 @@ class Onnxruntime(Target):
                 self.form(),
                 methods=how["calibrations"],
                 correct=how["correct_bias"],
-                exclude=left_in_float(source.onnx, self.form(), self.keep_float, how),
+                exclude=left_in_float(source.onnx, self.form(), how),
             )
             if how["reduce_range"]:
                 notes = [*notes, "weights reduced to 7 bits: this CPU has no VNNI"]

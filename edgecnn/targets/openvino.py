@@ -12,7 +12,6 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -52,11 +51,10 @@ class Openvino(Target):
         ]
         if {"avx512_bf16", "amx_bf16", "bf16"} & set(instruction_sets()):
             every.append(Candidate("bf16", "bf16", {"compress": True, "hint": "bf16"}, quickly("auto", "bf16")))
-        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "float_stem": False, "reduce_range": saturates()}
+        how = {"hint": "f32", "calibrations": list(METHODS), "correct_bias": True, "reduce_range": saturates()}
         every += [
-            Candidate("int8-qdq", "int8", how),
-            # The first layers are faster in int8 here, unlike in onnxruntime: they are left out only for accuracy's sake.
-            Candidate("int8-qdq-float-se", "int8", {**how, "float_stem": True, "float_se": True}),
+            Candidate("int8-qdq", "int8", {**how, "float_se": False}),
+            Candidate("int8-qdq-float-se", "int8", {**how, "float_se": True}),
             Candidate("int8-fast-bc", "int8", {"hint": "f32", "fast_bias_correction": True}, "normal"),
             Candidate("int8-full-bc", "int8", {"hint": "f32", "fast_bias_correction": False}, "normal"),
         ]
@@ -72,6 +70,7 @@ class Openvino(Target):
             only=KERNELS,
             reduce_range=saturates(),
             weights=self.weights,
+            keep_float=self.keep_float,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
@@ -83,14 +82,13 @@ class Openvino(Target):
             graph = source.onnx
             if "calibrations" in candidate.how:
                 graph = Path(work) / "qdq.onnx"
-                form = replace(self.form(), float_stem=candidate.how["float_stem"])
                 notes = fit_qdq(
                     source,
                     graph,
-                    form,
+                    self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=left_in_float(source.onnx, form, self.keep_float, candidate.how),
+                    exclude=left_in_float(source.onnx, self.form(), candidate.how),
                 )
             model = ov.convert_model(str(graph))
             _name_weights(model, layer_names(graph))

@@ -47,6 +47,7 @@ class Form:
         only: operator types to quantize.
         weights: one scale a channel, or a single one.
         float_stem: the first layers stay in float, see `stem`.
+        keep_float: so do these layers, by patterns of names and operator types.
     """
 
     activations: Literal["uint8", "int8"]
@@ -58,6 +59,7 @@ class Form:
     reduce_range: bool = False
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
     float_stem: bool = False
+    keep_float: tuple[str, ...] = ()
 
 
 def write_qdq(model: Path, path: Path, ranges: Mapping[str, Range], form: Form, exclude: Collection[str] = ()) -> None:
@@ -314,9 +316,8 @@ def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
     return [name for name, words in known.items() if any(fnmatchcase(word, pattern) for pattern in patterns for word in words)]
 
 
-def left_in_float(model: Path, form: Form, keep_float: Collection[str] = (), how: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the nodes that a candidate leaves in float: what the form and the recipe's `keep_float` say and, in its `how`, `keep` and
-    `float_se`.
+def left_in_float(model: Path, form: Form, how: Mapping[str, Any] | None = None) -> list[str]:
+    """Names of the nodes that a candidate leaves in float: what the form says and, in its `how`, `keep` and `float_se`.
 
     Raises:
         ModelError: `float_se`, and there are no squeeze-and-excite parts.
@@ -326,7 +327,7 @@ def left_in_float(model: Path, form: Form, keep_float: Collection[str] = (), how
     if how.get("float_se") and not gates:
         raise ModelError("the network has no squeeze-and-excite parts to keep in float")
     first = stem(model) if form.float_stem else []
-    return [*first, *gates, *kept_in_float(model, keep_float), *how.get("keep", ())]
+    return [*first, *gates, *kept_in_float(model, form.keep_float), *how.get("keep", ())]
 
 
 def stem(model: Path) -> list[str]:

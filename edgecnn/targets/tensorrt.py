@@ -56,7 +56,7 @@ class Tensorrt(Target):
         ]
 
     def form(self) -> Form:
-        return replace(FORM, weights=self.weights)
+        return replace(FORM, weights=self.weights, keep_float=self.keep_float)
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:
         with tempfile.TemporaryDirectory() as work:
@@ -69,7 +69,7 @@ class Tensorrt(Target):
                     self.form(),
                     methods=candidate.how["calibrations"],
                     correct=candidate.how["correct_bias"],
-                    exclude=left_in_float(source.onnx, FORM, self.keep_float, candidate.how),
+                    exclude=left_in_float(source.onnx, self.form(), candidate.how),
                 )
             else:
                 model = source.onnx if candidate.precision == "fp32" else source.onnx_half()
