@@ -29,7 +29,7 @@ from edgecnn.device.spec import Artifact, InputSpec, Manifest, Result, read_mani
 from edgecnn.device.stats import summarise
 from edgecnn.errors import BoardError, DeviceError, EdgecnnError, IntegrityError, ResourceError
 from edgecnn.floats import Float, Run, images
-from edgecnn.measure import evaluate, identity_of, latencies
+from edgecnn.measure import evaluate, identity_of, latencies, place
 from edgecnn.parity import compare, drop_interval, per_class
 from edgecnn.recipe import recipe_digest
 from edgecnn.remote import on
@@ -408,7 +408,7 @@ def _sizes(spec: InputSpec) -> list[str]:
 
 def _where(target: AnyTarget, told: Mapping[str, Any], *, measured_here: bool) -> dict[str, str]:
     threads = f"{target.threads} thread" + ("s" if target.threads > 1 else "")
-    here = f"{target.device or 'this machine'} ({identity_of(target.device)['cpu']}), {told['runtime']} {told['provider']}, {threads}"
+    here = f"{place(target.device)}, {told['runtime']} {told['provider']}, {threads}"
     if measured_here:
         return {"latency": here, "accuracy": here}
     return {

@@ -25,7 +25,7 @@ from edgecnn.device.machine import NOT_AVAILABLE, RUNTIMES, identity, versions
 from edgecnn.device.meters import Energy
 from edgecnn.device.spec import Result, read_manifest
 from edgecnn.errors import BUG, INTERRUPTED, BoardError, DeviceBug, DeviceError, ResourceError, printable
-from edgecnn.remote import Board, Out, on
+from edgecnn.remote import Board, Out, on, parse_address
 
 # For what a command does besides measuring for the time that it was asked to.
 TIMEOUT_S = 3600
@@ -90,8 +90,9 @@ def versions_of(address: str | None) -> dict[str, str]:
 
 
 def place(address: str | None) -> str:
-    """The machine at `address` for people: `ssh://pi@board (Cortex-A76)`."""
-    return f"{address or 'this machine'} ({identity_of(address)['cpu']})"
+    """The machine at `address` for people: `ssh://pi@board (Cortex-A76)`, without the path of its Python."""
+    called = "this machine" if address is None else str(parse_address(address)) if "://" in address else address
+    return f"{called} ({identity_of(address)['cpu']})"
 
 
 def in_turns(bundle: Path, whole: Path, *, threads: int, seconds: float, board: Board | None = None) -> float:

@@ -643,8 +643,8 @@ def test_recipe_with_a_device(board: Sshd, tmp_path: Path, monkeypatch: pytest.M
         monkeypatch.setattr(deliver, "evaluate", measure.evaluate)
         result = compress(loaded, recipe.read_text(), tmp_path / "out", "", Screen(quiet=True))
     (told,) = result["targets"]
-    assert told["where"].startswith(board.url)
-    assert told["accuracy_where"].startswith(board.url)
+    assert told["where"].startswith(f"{board.address} (")
+    assert told["accuracy_where"].startswith(f"{board.address} (")
     assert told["latency_s"]["n"] >= 64
     assert len([c for c in told["candidates"] if c["p50_s"]]) >= 2
     assert (board.cache / "files" / told["file_sha256"]).is_file()
@@ -691,12 +691,12 @@ def test_prune_by_the_latency_of_a_board(board: Sshd, tmp_path: Path, monkeypatc
     assert step["table"][:1] == kept
     assert len(step["table"]) == 3
     assert 0 < step["measured"]["latency"] < 1.5
-    assert board.url not in json.dumps(step)
-    assert any(board.url in note and "onnxruntime, 1 thread" in note for note in pruned.notes)
+    assert "ssh://" not in json.dumps(step)
+    assert any(f"on {board.address} (" in note and "onnxruntime, 1 thread" in note for note in pruned.notes)
     (table,) = (tmp_path / "store").glob("latency-table-*/done.json")
     machine = json.loads(table.read_text())["inputs"]["machine"]
     assert machine["versions"]["openvino"] == "not available"  # so it is not this Python's
-    with pytest.raises(ModelError, match=f"0.01 of the present one.*on {board.url}"):
+    with pytest.raises(ModelError, match=f"0.01 of the present one.*on {board.address} "):
         run(0.01)
     assert len(list((tmp_path / "store").glob("latency-table-*"))) == 1
 

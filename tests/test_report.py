@@ -695,7 +695,7 @@ def layered() -> dict[str, Any]:
     result["targets"][0]["layers"][7] |= {"kept_float": True, "why": "int8 is slower here", "int8_s": None}
     result["targets"][0]["layers"][8] = {"name": "<b>half</b>"}
     for nth, stage in enumerate(result["stages"]):
-        stage["latency_s"] = 0.002 / (nth + 1)
+        stage |= {"latency_s": 0.002 / (nth + 1), "latency_where": "pi (Cortex-A76), onnxruntime, 1 thread"}
     control = {"n": 400, "ours_top1": 0.98, "ours_latency": 0.6, "note": "narrower", "seconds": 60.0}
     result["controls"] = [
         {
@@ -725,6 +725,7 @@ def test_layers_controls_and_timed_stages_are_shown_where_there_are_such(tmp_pat
     assert layers.count("blocks.59.conv_dw: 10.5 dB") == 1  # the most sensitive, on hover
     stages = page[page.index('<section id="stages">') : page.index('<section id="classes">')]
     assert "Latency, ms" in stages
+    assert stages.count("on pi (Cortex-A76), onnxruntime, 1 thread.</caption>") == 2
     assert all(word in stages for word in ("uniform-width", "ours is +1.00 points", "nearest-zoo", "not made"))
 
 

@@ -320,6 +320,14 @@ SWITCHES = (
         "return path.name, {path.name: path}",
         "remote.py::test_hostile_names",
     ),
+    Switch("times in turns are times", "measure.py", "isinstance(t, float) and _SHORTEST_S < t", "t == t", "compare_bench.py::test_liar"),
+    Switch(
+        "times in turns are of the files asked for",
+        "measure.py",
+        "if (_digest(bundle), _digest(whole), threads) != tuple(",
+        "if 0 and tuple(",
+        "compare_bench.py::test_liar",
+    ),
     Switch("chatter is capped", "remote.py", "if chatter > _CHATTER_MOST_BYTES:", "if False:", "remote.py::test_rubbish lines"),
     Switch("no escape codes", "errors.py", "c if c.isprintable() or c in breaks else", "c if True else", "screen.py::test_names"),
     Switch(

@@ -145,9 +145,9 @@ class Prune(Stage):
         pace: Pace,
     ) -> tuple[dict[str, int], nn.Module, dict[str, Any]]:
         assert self.latency is not None
-        ctx.screen.say(f"  measure what {len(groups)} groups of channels cost on {pace.where}")
 
         def measured(work: Path) -> dict[str, Any]:
+            ctx.screen.say(f"  measure what {len(groups)} groups of channels cost on {pace.where}")
             kept_in = work / "table.json"
             rows = table(model.module, groups, cutter, pace, images, round_to=self.round_to, kept_in=kept_in, screen=ctx.screen)
             return {"rows": row_facts(rows)}
