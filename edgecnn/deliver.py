@@ -188,7 +188,7 @@ def _trained(run: Run, target: AnyTarget, model: Float, trained: Float | None) -
     twins = [
         replace(c, name=f"{c.name}-qat", how={**c.how, "qat": True})
         for c in target.tried(run.recipe.effort)
-        if c.precision == "int8" and "calibrations" in c.how and not c.how["float_se"]
+        if c.precision == "int8" and "calibrations" in c.how and not (c.how["float_se"] or c.how.get("float_stem"))
     ]
     tried = [_tried(run, target, twin, source, model, trained.key) for twin in twins]
     for each in tried:

@@ -2,7 +2,8 @@
 
 What is simulated is the file that the targets write, so fake quantization sits exactly where the runtime quantizes: the nodes of the QDQ
 graph are run one by one by torch. Weights are rounded per channel to the range of their largest; activations per tensor, with a scale that
-is learned (Esser et al. 2020, arXiv:1902.08153) and a zero point that stays. Rounding passes the gradient straight through.
+is learned (Esser et al. 2020, arXiv:1902.08153) and a zero point that stays; where the file has a scale a channel, all grow by one learned
+factor. Rounding passes the gradient straight through.
 
 A network that goes to several runtimes has a graph for each form, all with the same weights; each training step runs one of them.
 Batch norm is folded in these graphs, so its statistics are frozen. Limits: the operators in `OPERATORS`; others are refused by name.
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -38,10 +40,10 @@ class Weight:
 
 @dataclass(frozen=True)
 class Bias:
-    """Trained tensor number `index`, rounded to multiples of its input's scale, pair number `pair`, times its weight's, as int32 is."""
+    """Trained tensor number `index`, rounded to multiples of its input's scale, number `scale`, times its weight's, as int32 is."""
 
     index: int
-    pair: int
+    scale: int
     weight: Weight
 
 
@@ -62,14 +64,14 @@ class Program:
     Attributes:
         given: name of the input, and `made` of the output.
         steps: in the order in which they run; those with the operator `fake` are Q/DQ pairs, `fixed` ones whose scale is not learned.
-        pairs: the quantized activations by their names in the float graph, with scale and zero point.
+        pairs: the quantized activations by their names in the float graph, with scales and zero points: one each, or one a channel.
         low: the least integer; `high` the largest.
     """
 
     given: str
     made: str
     steps: list[Step]
-    pairs: dict[str, tuple[float, float]]
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]]
     low: int
     high: int
 
@@ -106,8 +108,10 @@ class FakeQuantized(nn.Module):
         self._programs = [_read(onnx.load(str(path)).graph, graph, trained) for path in forms]
         self.log_scales = nn.ParameterList(nn.Parameter(torch.zeros(len(p.pairs))) for p in self._programs)
         for i, program in enumerate(self._programs):
-            self.register_buffer(f"first_scales_{i}", torch.tensor([scale for scale, _ in program.pairs.values()]))
-            self.register_buffer(f"zero_points_{i}", torch.tensor([zero for _, zero in program.pairs.values()]))
+            scales, zeros = zip(*program.pairs.values(), strict=True)
+            self.register_buffer(f"first_scales_{i}", torch.from_numpy(np.concatenate(scales)))
+            self.register_buffer(f"zero_points_{i}", torch.from_numpy(np.concatenate(zeros)))
+            self.register_buffer(f"owners_{i}", torch.from_numpy(np.repeat(np.arange(len(scales)), [len(each) for each in scales])))
 
     def forward(self, x: Tensor) -> Tensor:
         forms = len(self._programs)
@@ -123,10 +127,15 @@ class FakeQuantized(nn.Module):
         for step in program.steps:
             inputs = [self._input(each, values, scales) for each in step.inputs]
             if step.operator == "fake":
-                i, factor = step.attributes["index"], 1 / math.sqrt(inputs[0][0].numel() * program.high)  # LSQ's gradient scale
-                made = torch._fake_quantize_learnable_per_tensor_affine(
-                    inputs[0], scales[i : i + 1], zeros[i : i + 1], program.low, program.high, factor
-                )
+                at, factor = step.attributes["at"], 1 / math.sqrt(inputs[0][0].numel() * program.high)  # LSQ's gradient scale
+                if at.stop - at.start == 1:
+                    made = torch._fake_quantize_learnable_per_tensor_affine(
+                        inputs[0], scales[at], zeros[at], program.low, program.high, factor
+                    )
+                else:
+                    made = torch._fake_quantize_learnable_per_channel_affine(
+                        inputs[0], scales[at], zeros[at], 1, program.low, program.high, factor
+                    )
             elif step.operator == "fixed":
                 scale, zero, factor = step.attributes["scale"], step.attributes["zero"], step.attributes["factor"]
                 made = factor * torch.fake_quantize_per_tensor_affine(inputs[0], scale, zero, program.low, program.high)
@@ -141,15 +150,16 @@ class FakeQuantized(nn.Module):
         return made
 
     def ranges(self, number: int) -> dict[str, Range]:
-        """Of the quantized activations of form `number`, by their names in the float graph."""
-        program = self._programs[number]
-        scales, zeros = self._scales(number).detach().tolist(), getattr(self, f"zero_points_{number}").tolist()
-        rows = zip(program.pairs, scales, zeros, strict=True)
+        """Of the quantized activations of form `number`, by name in the float graph; JSON-able, lists where channels have theirs."""
+        program, owners = self._programs[number], getattr(self, f"owners_{number}")
+        scales, zeros = self._scales(number).detach().double(), getattr(self, f"zero_points_{number}").double()
         low = max(program.low, -127)  # the symmetric form's scale is a 127th of the larger end
-        return {name: ((low - zero) * scale, (program.high - zero) * scale) for name, scale, zero in rows}
+        lows, highs = (low - zeros) * scales, (program.high - zeros) * scales
+        own = [owners == i for i in range(len(program.pairs))]
+        return {name: (_plain_ends(lows[at]), _plain_ends(highs[at])) for name, at in zip(program.pairs, own, strict=True)}
 
     def _scales(self, number: int) -> Tensor:
-        scales: Tensor = getattr(self, f"first_scales_{number}") * self.log_scales[number].exp()
+        scales: Tensor = getattr(self, f"first_scales_{number}") * self.log_scales[number].exp()[getattr(self, f"owners_{number}")]
         return scales
 
     def _input(self, given: Any, values: Mapping[str, Tensor], scales: Tensor) -> Any:
@@ -160,7 +170,7 @@ class FakeQuantized(nn.Module):
         # Divided as the writer of the graph divides: a weight halfway between two steps would else go to the other one here, and shift a
         # whole channel.
         if isinstance(given, Bias):
-            bias, step = self.weights[given.index], (scales[given.pair].double() * self._weight_scale(given.weight).double()).float()
+            bias, step = self.weights[given.index], (scales[given.scale].double() * self._weight_scale(given.weight).double()).float()
             return _valued(bias, (bias.double() / step.double()).round().float() * step)
         if not isinstance(given, Weight):
             return given
@@ -181,6 +191,10 @@ class FakeQuantized(nn.Module):
 def _valued(trained: Tensor, value: Tensor) -> Tensor:
     """`value`, with the gradient of `trained`."""
     return value.detach() + (trained - trained.detach())
+
+
+def _plain_ends(ends: Tensor) -> Any:
+    return ends.item() if len(ends) == 1 else ends.tolist()
 
 
 def check_operators(graph: onnx.GraphProto) -> None:
@@ -207,7 +221,8 @@ def _read(graph: onnx.GraphProto, model: onnx.GraphProto, trained: Sequence[str]
     attributes = {node.name: {a.name: _plain(helper.get_attribute_value(a)) for a in node.attribute} for node in graph.node}
     rounded = {n.output[0]: n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0] in arrays}
     quantized: dict[str, onnx.NodeProto] = {}
-    pairs: dict[str, tuple[float, float]] = {}
+    pairs: dict[str, tuple[np.ndarray, np.ndarray]] = {}
+    places: dict[str, slice] = {}
     fakes: dict[str, str] = {}
     steps = []
     ends = (0, 255)
@@ -225,7 +240,7 @@ def _read(graph: onnx.GraphProto, model: onnx.GraphProto, trained: Sequence[str]
             shape = [-1 if i == axis else 1 for i in range(arrays[q].ndim)] if arrays[scale].ndim else []
             return _constant(arrays[q] * arrays[scale].reshape(shape))
         if arrays[q].dtype == "int32":
-            return Bias(numbers[own], list(pairs).index(fakes[node.input[0]]), given(node, 1))
+            return Bias(numbers[own], places[fakes[node.input[0]]].start, given(node, 1))
         return Weight(numbers[own], axis, int(abs(arrays[q].astype(int)).max()))
 
     for node in graph.node:
@@ -242,10 +257,12 @@ def _read(graph: onnx.GraphProto, model: onnx.GraphProto, trained: Sequence[str]
                 steps.append(Step("fixed", (before,), fixed, (node.output[0],)))
                 continue
             if name not in pairs:
-                pairs[name] = (float(arrays[scale]), float(arrays[zero]))
+                pairs[name] = np.atleast_1d(arrays[scale]), np.atleast_1d(arrays[zero]).astype(np.float32)
+                begin = sum(len(each) for each, _ in pairs.values()) - len(pairs[name][0])
+                places[name] = slice(begin, begin + len(pairs[name][0]))
                 ends = (-128, 127) if arrays[zero].dtype == "int8" else (0, 255)
             fakes[node.output[0]] = name
-            steps.append(Step("fake", (before,), {"index": list(pairs).index(name)}, (node.output[0],)))
+            steps.append(Step("fake", (before,), {"at": places[name]}, (node.output[0],)))
         else:
             inputs = tuple(given(node, i) for i in range(len(node.input)))
             steps.append(Step(node.op_type, inputs, attributes[node.name], tuple(node.output)))

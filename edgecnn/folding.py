@@ -1,7 +1,8 @@
 """Which tensors of an exported graph are whose weights, batch norm folded in, and how trained ones get back into the torch module.
 
 The exporter keeps the names of weights and folds a batch norm that follows a convolution into it. A trained, folded weight goes back into
-the convolution and leaves its batch norm nothing to do but add the bias: so the module keeps its architecture, and its names.
+the convolution and leaves its batch norm nothing to do, or, where the convolution has no bias, only that to add: so the module keeps its
+architecture, and its names.
 """
 
 from __future__ import annotations
@@ -80,12 +81,13 @@ def put_back(module: nn.Module, layers: Sequence[Layer], values: Mapping[str, Te
                     owner.bias.copy_(bias)
                 continue
             norm = modules[layer.norm]
-            if owner.bias is not None:
-                owner.bias.zero_()
             norm.running_mean.zero_()
             norm.running_var.fill_(1 - norm.eps)
             norm.weight.fill_(1)
-            norm.bias.copy_(bias if bias is not None else torch.zeros_like(norm.bias))
+            norm.bias.zero_()
+            # In the layer's own bias where it has one: the exporter names the folded bias after it.
+            added = norm.bias if owner.bias is None else owner.bias
+            added.copy_(bias if bias is not None else torch.zeros_like(added))
 
 
 def _norms(module: nn.Module, shape: tuple[int, int, int]) -> dict[str, str]:

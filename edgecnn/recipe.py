@@ -314,8 +314,11 @@ def _files_can_resize(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
 
 def _controls_have_something_to_control(recipe: Recipe) -> Iterator[tuple[Keys, str]]:
     last = max((i for i, stage in enumerate(recipe.stages) if stage.prunes), default=None)
-    if recipe.controls and (last is None or not any(stage.trains for stage in recipe.stages[last + 1 :])):
-        yield ("controls",), "compares pruning and the training after it with simpler ways, and the recipe has not both. Leave it out."
+    if recipe.controls and (last is None or not any(s.trains and not s.quantizes for s in recipe.stages[last + 1 :])):
+        yield (
+            ("controls",),
+            "compares pruning and a train or distil behind it with simpler ways, and the recipe has not both. Leave it out.",
+        )
 
 
 # Each takes a well-typed recipe and yields where it cannot work, and why.

@@ -254,7 +254,11 @@ def test_a_teacher_of_other_classes_or_another_size_is_refused(data: Data, tmp_p
             "  - {stage: prune, ratio: 0.2}\n  - {stage: prune, ratio: 0.2}\n",
             r"stages\[2\]: prunes what was pruned just before",
         ),
-        ("controls: true\n", r"controls: compares pruning and the training after it"),
+        ("controls: true\n", r"controls: compares pruning and a train or distil behind it"),
+        (
+            "  - {stage: prune, ratio: 0.2}\n  - {stage: qat, epochs: 1}\ncontrols: true\n",
+            r"controls: compares pruning and a train or distil",
+        ),
         ("  - {stage: distil, epochs: 1}\n", r"stages\[1\].teacher: before-pruning, and no stage before this one prunes"),
         ("  - {stage: distil, epochs: 1}\n  - {stage: prune, ratio: 0.5}\n", r"stages\[1\].teacher: before-pruning"),
         (

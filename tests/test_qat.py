@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 import torch
@@ -24,6 +25,7 @@ from edgecnn.stages.base import Context
 from edgecnn.stages.qat import Qat
 from edgecnn.targets.calibration import ranges
 from edgecnn.targets.fit import fit_qdq
+from edgecnn.targets.onnx import export_onnx
 from edgecnn.targets.qdq import kept_in_float, left_in_float, ranges_of, write_qdq
 
 QUIET = Screen(quiet=True)
@@ -53,6 +55,27 @@ def test_trained_weights_go_back_into_the_module(tiny_folder: Path) -> None:
     assert torch.allclose(model.module(x), before, atol=1e-4)
     put_back(model.module, layers, {name: value * 1.5 for name, value in values.items() if value.is_floating_point()})
     assert not torch.allclose(model.module(x), before, atol=1e-2)
+
+
+def test_a_convolution_with_a_bias_and_a_batch_norm_keeps_the_names_of_its_tensors(tmp_path: Path) -> None:
+    """ResNet-8 has such: weights that went back are exported under the names that they were trained under."""
+    torch.manual_seed(0)
+    norm = torch.nn.BatchNorm2d(8)
+    module = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), norm, torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten())
+    norm.running_mean.uniform_(-1, 1)
+    model = replace(trained(), module=module.eval())
+    export_onnx(model, tmp_path / "before.onnx")
+    layers = layers_of(module, model.input.shape, tmp_path / "before.onnx")
+    assert [(layer.owner, layer.norm) for layer in layers] == [("0", "1")]
+    graphs = [onnx.load(str(tmp_path / "before.onnx")).graph]
+    values = {i.name: torch.from_numpy(onnx.numpy_helper.to_array(i).copy()) for i in graphs[0].initializer}
+    put_back(module, layers, values)
+    export_onnx(model, tmp_path / "after.onnx")
+    graphs.append(onnx.load(str(tmp_path / "after.onnx")).graph)
+    before, after = ({i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer} for graph in graphs)
+    assert set(after) == set(before) >= {layers[0].weight, layers[0].bias}
+    for name, value in before.items():
+        np.testing.assert_allclose(after[name], value, atol=1e-5)
 
 
 def test_gradients_reach_every_weight_and_scale(tiny_folder: Path, tmp_path: Path, setting: tuple[Data, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +14,16 @@ import onnxruntime as ort
 import pytest
 import torch
 from onnx import helper, numpy_helper
-from tiny import SPEC, images, source
+from tiny import SPEC, images, pack, source
 
 from edgecnn.device.preprocess import normalise
 from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.errors import ModelError
 from edgecnn.fake_quant import FakeQuantized
-from edgecnn.targets.calibration import ranges
+from edgecnn.targets.calibration import collect, ranges, read_histograms, write_histograms
 from edgecnn.targets.onnxruntime import KERNELS
 from edgecnn.targets.openvino import Openvino
-from edgecnn.targets.qdq import Form, kept_in_float, write_qdq
+from edgecnn.targets.qdq import Form, kept_in_float, ranges_of, write_qdq
 from edgecnn.targets.tensorrt import FORM
 
 FORMS = {
@@ -145,6 +146,66 @@ def test_training_rounds_weights_and_biases_as_the_file_does(tmp_path: Path, for
         with torch.no_grad():
             found = simulated.eval()(torch.from_numpy(x)).numpy().ravel()
         np.testing.assert_allclose(found, session.run(None, {"input": x})[0].ravel(), rtol=1e-5, atol=most.min() / 127 / 10)
+
+
+def test_what_a_depthwise_convolution_reads_has_a_scale_a_channel(tmp_path: Path) -> None:
+    """Channels a hundred times apart are rounded to their own ranges; file, training and OpenVINO then compute the same."""
+    value, rng = helper.make_tensor_value_info, np.random.default_rng(0)
+    weights = {
+        "w": rng.normal(0, 1, (8, 3, 3, 3)) * np.geomspace(0.01, 1, 8)[:, None, None, None],
+        "dw": rng.normal(0, 1, (8, 1, 3, 3)) * np.geomspace(100, 1, 8)[:, None, None, None],
+        "pw": rng.normal(0, 1, (4, 8, 1, 1)),
+    }
+    graph = helper.make_graph(
+        [
+            helper.make_node("Conv", ["input", "w"], ["wide"], "conv", pads=[1, 1, 1, 1]),
+            helper.make_node("HardSwish", ["wide"], ["swished"], "swish"),
+            helper.make_node("Conv", ["swished", "dw"], ["deep"], "depthwise", pads=[1, 1, 1, 1], group=8),
+            helper.make_node("Conv", ["deep", "pw"], ["narrow"], "pointwise"),
+            helper.make_node("GlobalAveragePool", ["narrow"], ["pooled"], "pool"),
+            helper.make_node("Flatten", ["pooled"], ["logits"], "flatten"),
+        ],
+        "depthwise",
+        [value("input", 1, [1, 3, 16, 16])],
+        [value("logits", 1, [1, 4])],
+        [numpy_helper.from_array(w.astype(np.float32), name) for name, w in weights.items()],
+    )
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    histograms = collect(tmp_path / "model.onnx", pack(tmp_path / "images", 16, seed=3), SPEC)
+    assert [name for name, h in histograms.items() if h.channels is not None] == ["swished"]
+    write_histograms(tmp_path / "h.npz", histograms)
+    np.testing.assert_array_equal(read_histograms(tmp_path / "h.npz")["swished"].channels, histograms["swished"].channels)
+
+    x = normalise(images(64, seed=7)[0], SPEC) + np.float32(1e-4)
+    found = {}
+    for channels in (False, True):
+        path, form = tmp_path / f"{channels}.onnx", replace(FORMS["openvino"], channels=channels)
+        write_qdq(tmp_path / "model.onnx", path, ranges(histograms, "minmax", symmetric=False, channels=channels), form)
+        found[channels] = _unfused(path, x)
+    values = constants(onnx.load(str(tmp_path / "True.onnx")))
+    assert values["swished_scale"].shape == values["swished_zero_point"].shape == (8,)
+    wanted = _unfused(tmp_path / "model.onnx", x)
+    apart = {channels: float(np.abs(y - wanted).mean()) for channels, y in found.items()}
+    assert apart[True] < apart[False] / 2, apart
+
+    simulated = FakeQuantized(tmp_path / "model.onnx", [tmp_path / "True.onnx"], list(weights))
+    with torch.no_grad():
+        np.testing.assert_allclose(simulated.eval()(torch.from_numpy(x)).numpy(), found[True], atol=apart[True])
+    again = simulated.ranges(0)
+    write_qdq(tmp_path / "model.onnx", tmp_path / "again.onnx", json.loads(json.dumps(again)), FORMS["openvino"])
+    np.testing.assert_allclose(ranges_of(tmp_path / "again.onnx", FORMS["openvino"])["swished"], again["swished"], rtol=1e-5, atol=1e-6)
+    with OpenvinoRunner(tmp_path / "True.onnx", threads=1, device=None, batch=1, options={"INFERENCE_PRECISION_HINT": "f32"}) as runner:
+        seen = np.concatenate([runner.infer(x[i : i + 1]) for i in range(len(x))])
+    assert float(np.abs(seen - found[True]).mean()) < apart[True] / 3
+
+
+def _unfused(path: Path, x: np.ndarray) -> np.ndarray:
+    """What the graph says, node by node, one image at a time."""
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return np.concatenate([session.run(None, {"input": x[i : i + 1]})[0] for i in range(len(x))])
 
 
 def _run(graph: onnx.ModelProto, q: onnx.NodeProto, dq: onnx.NodeProto, x: np.ndarray) -> np.ndarray:

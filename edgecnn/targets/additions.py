@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
+
 from edgecnn.targets.calibration import ACTIVATIONS, Range
 
 STEPS = 1023
@@ -68,9 +70,9 @@ def settle_additions(model: Path, ranges: Mapping[str, Range]) -> dict[str, Rang
 
 def _width(r: Range | None) -> float:
     """What the scale is proportional to; ranges include zero."""
-    return max(r[1], 0.0) - min(r[0], 0.0) if r else 0.0
+    return float(np.maximum(r[1], 0.0) - np.minimum(r[0], 0.0)) if r else 0.0
 
 
 def _widened(r: Range, width: float) -> Range:
     factor = width / _width(r)
-    return r[0] * factor, r[1] * factor
+    return float(r[0] * factor), float(r[1] * factor)

@@ -3,7 +3,7 @@
 Rounding a channel's few weights (nine in a depthwise layer) shifts its mean output, and the shifts of many layers add up to a collapse.
 Layers are corrected from the input to the output, each behind the corrected ones before it, in the runtime itself.
 
-When: always; it costs no latency. Cost: two passes over `IMAGES` images, seconds. Memory: the live activations of `IMAGES` images.
+When: always; it costs no latency. Cost: two passes over `IMAGES` images, ten seconds for MobileNetV2. Memory: their live activations.
 Limit: it moves means, not spreads. Source: Nagel et al. 2019 (arXiv:1906.04721), with measured instead of derived means, as NNCF does.
 Library: onnxruntime.
 """
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import onnx
     import onnxruntime as ort
 
-IMAGES = 64
+IMAGES = 128
 LAYERS = ("Conv", "Gemm")
 
 

@@ -7,6 +7,9 @@ a core are in memory at a time, however many images there are. Ranges always inc
     mean        the mean over the images of each one's minimum and maximum
     percentile  0.01 % cut off at each end; also 0.1 and 0.001 %, as percentile-99.9 and percentile-99.999
     mse         the range with the least squared error after 8-bit rounding (Choukroun et al. 2019, arXiv:1902.06822)
+
+Forms may take a scale a channel in front of a depthwise convolution, which sums over none. There the channels differ most: each then has
+the range from its own minimum to its maximum.
 """
 
 from __future__ import annotations
@@ -33,19 +36,21 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("Clip", "Relu")
 BINS = 2048
 PERCENTILE = 1e-4
-Range = tuple[float, float]
+# Ends of a tensor, or of each of its channels.
+Range = tuple[float, float] | tuple[np.ndarray, np.ndarray]
 
 
 @dataclass(frozen=True)
 class Histogram:
     """Counts of a tensor's values in equal bins from `low` to `high`, all 0 where none were taken; `mean_low` and `mean_high` are the mean
-    ends of one image."""
+    ends of one image; `channels` the ends of each channel, 2 x C, where they can have a scale each and it pays."""
 
     low: float
     high: float
     mean_low: float
     mean_high: float
     counts: np.ndarray
+    channels: np.ndarray | None = None
 
     @property
     def centres(self) -> np.ndarray:
@@ -64,8 +69,10 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
     """
     if not len(images.labels):
         raise DataError("there are no calibration images. Give the data more images, or a larger share for calibration.")
-    run, names, rounded = _all_activations(model)
-    ends = np.array(each(lambda i: _ends(run(normalise(images.images[i : i + 1], spec), names), images.ids[i]), len(images)))
+    run, names, rounded, deep = _all_activations(model)
+    found = each(lambda i: _ends(run(normalise(images.images[i : i + 1], spec), names), images.ids[i], deep), len(images))
+    ends = np.array([of_tensors for of_tensors, _ in found])
+    channels = {name: np.array([of_channels[name] for _, of_channels in found]) for name in deep}
     lows = dict(zip(names, ends[:, :, 0].min(0).tolist(), strict=True))
     highs = dict(zip(names, ends[:, :, 1].max(0).tolist(), strict=True))
     counts = {name: np.zeros(BINS + 1, np.int64) for name in lows}
@@ -85,52 +92,65 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
     for bins in counts.values():
         bins[BINS - 1] += bins[BINS]
     means = dict(zip(names, ends.mean(0).tolist(), strict=True))
-    return {name: Histogram(lows[name], highs[name], means[name][0], means[name][1], counts[name][:BINS]) for name in names}
+    # Behind a ReLU the later ones win little by it, and OpenVINO has a quicker kernel for a single zero point of 0.
+    split = {name: np.stack([x[:, 0].min(0), x[:, 1].max(0)]) for name, x in channels.items() if name == deep[0] or lows[name] < 0}
+    return {
+        name: Histogram(lows[name], highs[name], means[name][0], means[name][1], counts[name][:BINS], split.get(name)) for name in names
+    }
 
 
-def _ends(values: Mapping[str, np.ndarray], image: str) -> np.ndarray:
-    """Lowest and highest of each activation, with zero between them, activations x 2."""
+def _ends(values: Mapping[str, np.ndarray], image: str, deep: Sequence[str]) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Lowest and highest of each activation, with zero between them, activations x 2; and of each channel of those in `deep`, 2 x C."""
     ends = np.array([(value.min(), value.max()) for value in values.values()], np.float64)
     for name, pair in zip(values, ends, strict=True):
         if not np.isfinite(pair).all():
             raise DataError(
                 f"activation {name!r} is not finite on calibration image {image}. Check the model's weights and the input's mean and std."
             )
-    return np.stack([np.minimum(ends[:, 0], 0), np.maximum(ends[:, 1], 0)], axis=1)
+    channels = {
+        name: np.stack([values[name].min((0, 2, 3), initial=0.0), values[name].max((0, 2, 3), initial=0.0)]).astype(np.float64)
+        for name in deep
+    }
+    return np.stack([np.minimum(ends[:, 0], 0), np.maximum(ends[:, 1], 0)], axis=1), channels
 
 
 def write_histograms(path: Path, histograms: Mapping[str, Histogram]) -> None:
-    """Keep them as one .npz: names, ends, counts."""
+    """Keep them as one .npz: names, ends, counts, and the channels' ends, one tensor's behind the other's."""
     values = list(histograms.values())
+    channels = [np.empty((2, 0)) if h.channels is None else h.channels for h in values]
     np.savez_compressed(
         path,
         names=np.array(list(histograms)),
         ends=np.array([(h.low, h.high, h.mean_low, h.mean_high) for h in values]),
         counts=np.array([h.counts for h in values]),
+        channels=np.concatenate(channels, axis=1),
+        widths=np.array([each.shape[1] for each in channels]),
     )
 
 
 def read_histograms(path: Path) -> dict[str, Histogram]:
     with np.load(path, allow_pickle=False) as data:
-        rows = zip(data["names"], data["ends"], data["counts"], strict=True)
-        return {str(name): Histogram(float(e[0]), float(e[1]), float(e[2]), float(e[3]), counts) for name, e, counts in rows}
+        channels = np.split(data["channels"], np.cumsum(data["widths"])[:-1], axis=1)
+        rows = zip(data["names"].tolist(), data["ends"].tolist(), data["counts"], channels, strict=True)
+        return {name: Histogram(a, b, c, d, counts, split if split.size else None) for name, (a, b, c, d), counts, split in rows}
 
 
-def ranges(histograms: Mapping[str, Histogram], method: str, *, symmetric: bool) -> dict[str, Range]:
-    """The range of each tensor by `method`; with `symmetric`, -x to x."""
+def ranges(histograms: Mapping[str, Histogram], method: str, *, symmetric: bool, channels: bool = False) -> dict[str, Range]:
+    """The range of each tensor by `method`; with `symmetric`, -x to x; with `channels`, of each channel where the histogram has them."""
     choose = METHODS[method]
-    return {name: choose(h, symmetric) for name, h in histograms.items()}
+    split = {name: (h.channels[0], h.channels[1]) for name, h in histograms.items() if channels and h.channels is not None}
+    return {name: split.get(name) or choose(h, symmetric) for name, h in histograms.items()}
 
 
-def minmax(h: Histogram, symmetric: bool) -> Range:
+def minmax(h: Histogram, symmetric: bool) -> tuple[float, float]:
     return _symmetric((h.low, h.high)) if symmetric else (h.low, h.high)
 
 
-def mean(h: Histogram, symmetric: bool) -> Range:
+def mean(h: Histogram, symmetric: bool) -> tuple[float, float]:
     return _symmetric((h.mean_low, h.mean_high)) if symmetric else (h.mean_low, h.mean_high)
 
 
-def percentile(h: Histogram, symmetric: bool, cut_off: float = PERCENTILE) -> Range:
+def percentile(h: Histogram, symmetric: bool, cut_off: float = PERCENTILE) -> tuple[float, float]:
     total = h.counts.sum()
     if not total:
         return minmax(h, symmetric)
@@ -142,7 +162,7 @@ def percentile(h: Histogram, symmetric: bool, cut_off: float = PERCENTILE) -> Ra
     return _symmetric(cut) if symmetric else cut
 
 
-def mse(h: Histogram, symmetric: bool) -> Range:
+def mse(h: Histogram, symmetric: bool) -> tuple[float, float]:
     if not h.counts.sum():
         return minmax(h, symmetric)
     centres, weights = h.centres, h.counts.astype(np.float64)
@@ -158,7 +178,7 @@ def mse(h: Histogram, symmetric: bool) -> Range:
     return best
 
 
-METHODS: dict[str, Callable[[Histogram, bool], Range]] = {
+METHODS: dict[str, Callable[[Histogram, bool], tuple[float, float]]] = {
     "minmax": minmax,
     "mean": mean,
     "percentile": percentile,
@@ -168,14 +188,14 @@ METHODS: dict[str, Callable[[Histogram, bool], Range]] = {
 }
 
 
-def _symmetric(r: Range) -> Range:
+def _symmetric(r: tuple[float, float]) -> tuple[float, float]:
     most = max(-r[0], r[1])
     return -most, most
 
 
-def _all_activations(model: Path) -> tuple[Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]], list[str], list[str]]:
+def _all_activations(model: Path) -> tuple[Callable[[np.ndarray, Sequence[str]], dict[str, np.ndarray]], list[str], list[str], list[str]]:
     """A function from a batch and names to these activations; the names of all float ones, the input first and then in the order of the
-    graph; and the names of those that a QDQ graph may round."""
+    graph; of those that a QDQ graph may round; and of those that only depthwise convolutions read."""
     import onnx
     import onnxruntime as ort
 
@@ -198,7 +218,18 @@ def _all_activations(model: Path) -> tuple[Callable[[np.ndarray, Sequence[str]],
 
     read = {name for node in graph.graph.node if node.op_type not in ACTIVATIONS for name in node.input} | kept
     every = [given, *names]
-    return run, every, [name for name in every if name in read]
+    return run, every, [name for name in every if name in read], [name for name in every if name in _depthwise(graph) - kept]
+
+
+def _depthwise(graph: onnx.ModelProto) -> set[str]:
+    """What is read by depthwise convolutions and nothing else."""
+    weights = {i.name: list(i.dims) for i in graph.graph.initializer}
+    deep: set[str] = set()
+    others: set[str] = set()
+    for node in graph.graph.node:
+        one_channel = node.op_type == "Conv" and weights.get(node.input[1], [0, 0])[1] == 1
+        (deep if one_channel else others).update(node.input[:1] if one_channel else node.input)
+    return deep - others
 
 
 def _float_activations(graph: onnx.ModelProto) -> list[str]:

@@ -67,7 +67,8 @@ def _fit(source: Source, path: Path, form: Form, methods: Sequence[str], correct
         files, found, errors = {}, {}, {}
         for method in methods:
             files[method] = Path(work) / f"{method}.onnx"
-            write_qdq(source.onnx, files[method], ranges(source.histograms(), method, symmetric=form.symmetric), form, exclude)
+            chosen = ranges(source.histograms(), method, symmetric=form.symmetric, channels=form.channels)
+            write_qdq(source.onnx, files[method], chosen, form, exclude)
             found[method] = outputs(files[method])
             errors[method] = divergence(wanted, found[method])
         best = min(errors, key=errors.__getitem__)

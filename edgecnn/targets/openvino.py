@@ -71,6 +71,7 @@ class Openvino(Target):
             reduce_range=saturates(),
             weights=self.weights,
             keep_float=self.keep_float,
+            channels=True,
         )
 
     def build(self, candidate: Candidate, source: Source, folder: Path) -> Artifact:

@@ -48,6 +48,7 @@ class Form:
         weights: one scale a channel, or a single one.
         float_stem: the first layers stay in float, see `stem`.
         keep_float: so do these layers, by patterns of names and operator types.
+        channels: what only depthwise convolutions read has a scale a channel, where calibration has taken channels apart.
     """
 
     activations: Literal["uint8", "int8"]
@@ -60,6 +61,7 @@ class Form:
     weights: Literal["per-channel", "per-tensor"] = "per-channel"
     float_stem: bool = False
     keep_float: tuple[str, ...] = ()
+    channels: bool = False
 
 
 def write_qdq(model: Path, path: Path, ranges: Mapping[str, Range], form: Form, exclude: Collection[str] = ()) -> None:
@@ -173,8 +175,8 @@ class _Writer:
         name = root if root in self.ranges and self.form.outputs else name
         if f"{name}_scale" not in self.added:
             scale, zero = scale_of(self.ranges[name], self.form)
-            self._add(f"{name}_scale", np.float32(scale))
-            self._add(f"{name}_zero_point", np.array(zero, self.form.activations))
+            self._add(f"{name}_scale", scale.astype(np.float32))
+            self._add(f"{name}_zero_point", zero.astype(self.form.activations))
         return f"{name}_scale"
 
     def _pair(self, name: str, scales: Mapping[str, str]) -> list[onnx.NodeProto]:
@@ -183,9 +185,10 @@ class _Writer:
         scale = scales[name]
         how = [scale, f"{scale.removesuffix('_scale')}_zero_point"]
         integers, back = f"{name}_QuantizeLinear_Output", f"{name}_DequantizeLinear_Output"
+        axis = 1 if self._value(scale).ndim else None
         return [
-            helper.make_node("QuantizeLinear", [name, *how], [integers], f"{name}_QuantizeLinear"),
-            helper.make_node("DequantizeLinear", [integers, *how], [back], f"{name}_DequantizeLinear"),
+            helper.make_node("QuantizeLinear", [name, *how], [integers], f"{name}_QuantizeLinear", axis=axis),
+            helper.make_node("DequantizeLinear", [integers, *how], [back], f"{name}_DequantizeLinear", axis=axis),
         ]
 
     def _hard_swish(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -215,9 +218,9 @@ class _Writer:
         name, axis = node.input[1], channel_axis(node)
         weight = self.constants[name]
         bias = node.input[2] if len(node.input) > 2 and node.input[2] in self.constants and self.form.quantize_bias else None
-        step = float(self._value(scales[node.input[0]]))
         scale = weight_scale(weight, axis, self.form)
         if bias is not None:  # a bias that would not fit into int32 widens its channel's weights
+            step = float(self._value(scales[node.input[0]]))
             least = np.abs(self.constants[bias].astype(np.float64)) / (step * (2**31 - 129))
             scale = np.maximum(scale, least if scale.ndim else least.max())
         scale = scale.astype(np.float32)
@@ -257,13 +260,15 @@ def _dequantize(tag: str, axis: int | None = None) -> onnx.NodeProto:
     return helper.make_node("DequantizeLinear", names, [f"{tag}_DequantizeLinear_Output"], f"{tag}_DequantizeLinear", axis=axis)
 
 
-def scale_of(r: Range, form: Form) -> tuple[float, int]:
-    """Scale and zero point of activations from `r[0]` to `r[1]`; a range that is empty gets a scale of 1."""
-    ends = np.iinfo(form.activations)
+def scale_of(r: Range, form: Form) -> tuple[np.ndarray, np.ndarray]:
+    """Scale and zero point, as float64, of activations from `r[0]` to `r[1]`; a range that is empty gets a scale of 1."""
+    ends, (low, high) = np.iinfo(form.activations), np.asarray(r, np.float64)
     if form.symmetric:
-        return (max(-r[0], r[1]) / ends.max or 1.0), 0
-    scale = float(np.float32((r[1] - r[0]) / (int(ends.max) - int(ends.min)))) or 1.0
-    return scale, int(np.clip(round(ends.min - r[0] / scale), ends.min, ends.max))
+        scale = np.maximum(-low, high) / ends.max
+        return np.where(scale > 0, scale, 1.0), np.zeros_like(scale)
+    scale = np.asarray((high - low) / (int(ends.max) - int(ends.min)), np.float32).astype(np.float64)
+    scale = np.where(scale > 0, scale, 1.0)
+    return scale, np.clip(np.round(ends.min - low / scale), ends.min, ends.max)
 
 
 def ranges_of(quantized: Path, form: Form) -> dict[str, Range]:
@@ -272,14 +277,14 @@ def ranges_of(quantized: Path, form: Form) -> dict[str, Range]:
     from onnx import numpy_helper
 
     graph = onnx.load(str(quantized)).graph
-    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if not i.dims}
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer if len(i.dims) < 2}
     ends = np.iinfo(form.activations)
-    found = {}
+    low, high = -ends.max if form.symmetric else int(ends.min), int(ends.max)
+    found: dict[str, Range] = {}
     for node in graph.node:
         if node.op_type == "QuantizeLinear":
-            scale, zero = float(constants[node.input[1]]), int(constants[node.input[2]])
-            low = -ends.max if form.symmetric else ends.min
-            found[node.input[0]] = ((low - zero) * scale, (int(ends.max) - zero) * scale)
+            scale, zero = (constants[name].astype(np.float64) for name in node.input[1:3])
+            found[node.input[0]] = ((low - zero) * scale, (high - zero) * scale)
     return found
 
 
@@ -317,16 +322,18 @@ def kept_in_float(model: Path, patterns: Collection[str]) -> list[str]:
 
 
 def left_in_float(model: Path, form: Form, how: Mapping[str, Any] | None = None) -> list[str]:
-    """Names of the nodes that a candidate leaves in float: what the form says and, in its `how`, `keep` and `float_se`.
+    """Names of the nodes that a candidate leaves in float: what the form says and, in its `how`, `keep`, `float_se` and `float_stem`.
 
     Raises:
-        ModelError: `float_se`, and there are no squeeze-and-excite parts.
+        ModelError: `float_se` or `float_stem`, and there are no such parts.
     """
     how = how or {}
     gates = squeeze_and_excite(model) if how.get("float_se") else []
     if how.get("float_se") and not gates:
         raise ModelError("the network has no squeeze-and-excite parts to keep in float")
-    first = stem(model) if form.float_stem else []
+    first = stem(model) if form.float_stem or how.get("float_stem") else []
+    if how.get("float_stem") and not first:
+        raise ModelError("the network has no first layers of few channels to keep in float")
     return [*first, *gates, *kept_in_float(model, form.keep_float), *how.get("keep", ())]
 
 
