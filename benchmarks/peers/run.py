@@ -52,7 +52,6 @@ PEERS = {
 }
 # Below that a file is shown as collapsed and not timed: nobody would ship it, however fast.
 COLLAPSED = -0.10
-TIMEOUT_S = 1800
 
 
 def main() -> None:
@@ -66,6 +65,7 @@ def main() -> None:
         if command is quantize:
             sub.add_argument("--peers", nargs="*", default=list(PEERS))
             sub.add_argument("--ways", nargs="*", help="these only; left out: all of each peer")
+            sub.add_argument("--timeout", type=float, default=1800, help="seconds for one way")
         if command in (edgecnn, race_all):
             sub.add_argument("--runtimes", nargs="*", default=RUNTIMES)
         if command is edgecnn:
@@ -95,10 +95,10 @@ def quantize(given: argparse.Namespace, folders: list[Path]) -> None:
             for way in (way for way in ways if way in (given.ways or ways)):
                 out = folder / "peers" / f"{peer}-{way}"
                 if not (out / "result.json").exists():
-                    print(folder.name, peer, way, quantize_one(environment, peer, way, folder, out), flush=True)
+                    print(folder.name, peer, way, quantize_one(environment, peer, way, folder, out, given.timeout), flush=True)
 
 
-def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path) -> str:
+def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path, timeout_s: float) -> str:
     """Run one way of one peer in its environment; what came of it."""
     python = ENVIRONMENTS / environment / "bin" / "python"
     if not python.exists():
@@ -113,12 +113,12 @@ def quantize_one(environment: str, peer: str, way: str, folder: Path, out: Path)
     with (out / "log.txt").open("w") as log:
         try:
             # In the folder, where the leavings of some (nc_workspace, quantized_info.csv) belong.
-            done = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=TIMEOUT_S, env=around, cwd=out, check=False)
+            done = subprocess.run(list(map(str, command)), stdout=log, stderr=log, timeout=timeout_s, env=around, cwd=out, check=False)
             code = done.returncode
         except subprocess.TimeoutExpired:
             code = None
     model = model_of(out)
-    fault = "" if model and code == 0 else f"no file after {TIMEOUT_S} s" if code is None else last_line(out / "log.txt")
+    fault = "" if model and code == 0 else f"no file after {timeout_s:g} s" if code is None else last_line(out / "log.txt")
     write(out, {"peer": peer, "way": way, "seconds": round(time.monotonic() - begun), "versions": versions(environment), "fault": fault})
     return fault or "made"
 
