@@ -108,7 +108,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
                 *_guessing(run, first),
                 *_coarse(run),
             ],
-            "resumed": store.made == 0,
+            "resumed": not store.made,
             "seconds": time.monotonic() - begun,
         }
         write_report(store.write("result.json", json.dumps(result, indent=1) + "\n"), out / "report.html")

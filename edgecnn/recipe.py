@@ -239,13 +239,14 @@ def _put(node: Node, path: Keys, value: Node, mark: Mark) -> Node:
 def _validated(tree: Node, blamed: Sequence[Keys]) -> tuple[Recipe | None, list[Fault]]:
     """The recipe in `tree`, or everything that is wrong with it but for what lies in a path already `blamed`."""
     faults: list[Fault] = []
-    blamed = list(blamed)
+    blamed, without = list(blamed), list[Keys]()
     for _ in range(_ROUNDS):
         recipe = None
         try:
             recipe = Recipe.model_validate_json(json.dumps(tree.plain))
         except ValidationError as wrong:
-            found, mended = explained(wrong, tree, _schema())
+            found, mended, left_out = explained(wrong, tree, _schema(), without)
+            without += left_out
         else:
             found, mended = [Fault(tree.mark_of(path), path, text) for check in CHECKS for path, text in check(recipe)], tree
         faults += [fault for fault in found if not any(fault.path[: len(outer)] == outer for outer in blamed)]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from pydantic import ValidationError
@@ -28,10 +28,13 @@ _KINDS = {
 }
 
 
-def explained(wrong: ValidationError, tree: Node, schema: Mapping[str, Any]) -> tuple[list[Fault], Node]:
-    """The faults of one validation, and `tree` mended as far as can be guessed, to look for what they hide.
+def explained(
+    wrong: ValidationError, tree: Node, schema: Mapping[str, Any], without: Collection[Path] = ()
+) -> tuple[list[Fault], Node, list[Path]]:
+    """The faults of one validation, `tree` mended as far as can be guessed, to look for what they hide, and the keys left out for that.
 
     A wrong word or key is replaced by the near one; what else is wrong is left out. Where nothing can be mended, `tree` itself comes back.
+    What a rule about several keys says is no fault of the user's where one of them was left out before (`without`).
     """
     root = _alternatives(dict(schema), schema.get("$defs", {}))
     errors = [(*_resolved(error["loc"], tree, root), error) for error in wrong.errors(include_url=False, include_input=False)]
@@ -52,6 +55,8 @@ def explained(wrong: ValidationError, tree: Node, schema: Mapping[str, Any]) -> 
             texts[tag, text] = None
         elif _of_type(kind) and path in bounded:
             continue  # another type that may stand here fits, and its error says what is wrong with the value
+        elif kind == "value_error" and any(key[:-1] == path for key in without):
+            continue
         elif kind == "too_short" and len(_value_at(tree, path)) >= error["ctx"]["min_length"]:
             continue  # long enough, but for items that have errors of their own
         else:
@@ -67,7 +72,7 @@ def explained(wrong: ValidationError, tree: Node, schema: Mapping[str, Any]) -> 
     meant = {(*path[:-1], near) for path, near in unknown.items() if near}
     faults = [Fault(tree.mark_of(path), path, text) for path, text in texts]
     faults += [Fault(tree.mark_of(path[:-1]), path, text) for path, text in missing.items() if path not in meant]
-    return faults, _mended(tree, unknown, mends)
+    return faults, _mended(tree, unknown, mends), [path for path, near in mends.items() if near is None]
 
 
 def _misspelt_tags(missing: Mapping[Path, str], unknown: Mapping[Path, str | None], tree: Node, root: Parts) -> dict[Path, str]:

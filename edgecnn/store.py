@@ -63,7 +63,7 @@ class Entry:
         key: digest of what decides it; part of the inputs of what is made from it.
         folder: its files, not to be changed.
         facts: what the step returned, from done.json.
-        resumed: it was there already.
+        resumed: an earlier run made it.
     """
 
     key: str
@@ -78,12 +78,12 @@ class Store:
 
     Attributes:
         root: the run folder.
-        made: how many steps were made, not found, since it was opened.
+        made: the steps that were made, not found, since it was opened, by the names of their folders.
         used: facts of every step that was asked for, by the name of its folder.
     """
 
     root: Path
-    made: int = 0
+    made: set[str] = field(default_factory=set)
     used: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def found(self, kind: str, inputs: Mapping[str, Any]) -> bool:
@@ -106,7 +106,7 @@ class Store:
         name = f"{kind}-{key}"
         folder, work = self.root / "store" / name, self.root / "work" / name
         facts = self.used.get(name) or _read_done(folder)
-        resumed = facts is not None
+        resumed = facts is not None and name not in self.made
         if facts is None:
             if folder.exists():
                 shutil.rmtree(folder)  # damaged: made again
@@ -118,7 +118,7 @@ class Store:
                     facts = dict(make(work) or {})
                     _seal(work, {"kind": kind, "inputs": inputs, "facts": facts})
                 facts = json.loads(json.dumps(facts))
-                self.made += 1
+                self.made.add(name)
             folder.parent.mkdir(exist_ok=True)
             work.rename(folder)
             fsync_folder(folder.parent)

@@ -177,6 +177,15 @@ def test_a_collapse_is_named_with_its_layer(tiny_folder: Path, tmp_path: Path) -
     assert after[first] < 3
 
 
+def test_a_layer_without_error_is_no_overflow(tiny_folder: Path) -> None:
+    """A graph beside itself has a large and finite signal-to-noise ratio in every layer, and numpy warns of nothing."""
+    made = source(tiny_folder)
+    with np.errstate(all="raise"):
+        found = worst_layers(made.onnx, made.onnx, made.calibration, SPEC)
+    assert len(found) == 4
+    assert all(1000 < layer.sqnr_db < 10_000 for layer in found)
+
+
 def test_correction_leaves_what_is_right(tiny_folder: Path, tmp_path: Path) -> None:
     """Correcting twice changes no int32 bias by more than a few steps: what is right stays."""
     path, twice = tmp_path / "q.onnx", tmp_path / "twice.onnx"

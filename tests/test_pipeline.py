@@ -232,6 +232,8 @@ def test_again_makes_nothing(finished: Path, tmp_path: Path) -> None:
     assert not made
     assert result["resumed"]
     assert not before["resumed"]
+    for whole, resumed in ((before, False), (result, True)):  # though preflight has the loaded model made before the stages
+        assert [(row["stage"], row["resumed"]) for row in whole["stages"]] == [("load", resumed), ("train", resumed)]
     assert files(result) == files(before)
     for name in ("pi", "nuc", "orin"):
         assert (tmp_path / "out/bundles" / name / "SHA256SUMS").read_bytes() == (finished / "bundles" / name / "SHA256SUMS").read_bytes()

@@ -200,6 +200,18 @@ def test_scalars_are_yaml_1_2(text: str, value: object) -> None:
             "r.yaml:3: model: random weights, and no stage trains them. Set pretrained: true, give a checkpoint, or add a train stage.",
         ),
         (changed("choice: 0.1", "train: 0"), "r.yaml:12: stages[0]: trains, and data.split.train is 0. Leave out the stage, or that key."),
+        (
+            changed("    lr: 1e-3", "  - {stage: prune, latency: 1.0}"),
+            "r.yaml:14: stages[1].latency: must be less than 1; found the number 1.0.",
+        ),
+        (
+            changed("    lr: 1e-3", "  - {stage: prune, latency: 60%}"),
+            "r.yaml:14: stages[1].latency: expected a number, found the text '60%'.",
+        ),
+        (
+            changed("    lr: 1e-3", "  - {stage: prune}"),
+            "r.yaml:14: stages[1]: give one aim of latency, macs, parameters, ratio; here is none.",
+        ),
     ],
 )
 def test_a_fault_is_one_line_with_its_place(write: Any, text: str, fault: str) -> None:

@@ -166,7 +166,7 @@ def worst_layers(model: Path, quantized: Path, images: Packed, spec: InputSpec) 
             noise[k] += float(np.square(a - b, dtype=np.float64).sum())
             low[k], high[k] = min(low[k], float(a.min())), max(high[k], float(a.max()))
     tiny = np.finfo(np.float64).tiny
-    sqnr = 10 * np.log10(np.maximum(signal, tiny) / np.maximum(noise, tiny))
+    sqnr = 10 * (np.log10(np.maximum(signal, tiny)) - np.log10(np.maximum(noise, tiny)))  # no ratio: a layer without noise overflows it
     least = np.minimum.accumulate([SOUND_DB, *sqnr])[:-1]
     rows = zip(layers, sqnr.tolist(), (least - sqnr).tolist(), low.tolist(), high.tolist(), strict=True)
     return sorted((Layer(*row) for row in rows), key=lambda layer: -layer.lost_db)
