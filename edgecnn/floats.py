@@ -17,19 +17,22 @@ from edgecnn.data import Data, ImageSet, pack
 from edgecnn.device.evaluate import accuracy
 from edgecnn.device.packed import Packed, open_packed
 from edgecnn.device.spec import InputSpec
+from edgecnn.device.stats import mcnemar
 from edgecnn.models import load_model, model_digest
 from edgecnn.narrow import as_metadata
 from edgecnn.networks import build
 from edgecnn.ranks import rank, shared
 from edgecnn.recipe import Recipe
 from edgecnn.screen import Screen
-from edgecnn.stages.base import Context, TorchModel
+from edgecnn.stages.base import Context, Stage, TorchModel
 from edgecnn.stages.prune import Prune
 from edgecnn.store import Entry, Store
 from edgecnn.targets.qdq import Form
 from edgecnn.torch_model import Make
 from edgecnn.train import predict, seed_all
 from edgecnn.zoo import count_macs, count_parameters
+
+RISK = 0.05  # of a doubt too many about a stage
 
 
 @dataclass(frozen=True)
@@ -76,7 +79,7 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         if stage.prunes and unpruned is None:
             unpruned = before.load  # a stage that prunes works on a copy
 
-        forms = int8_forms(run.recipe) if stage.quantizes else ()
+        forms = int8_forms(run.recipe) if stage.quantizes else {}
         logs = run.store.root / "tensorboard" / f"{position}-{stage.stage}"
 
         def make(
@@ -111,7 +114,27 @@ def float_models(run: Run) -> tuple[list[Float], list[dict[str, Any]]]:
         run.screen.say(
             f"{stage.stage}: float top-1 {rows[-1]['top1']:.2%} on {rows[-1]['n']} images{' (found done)' if entry.resumed else ''}"
         )
+        if (doubt := worse(run, stage, before, models[-1])) is not None:
+            run.screen.say(f"  doubt: {doubt}")
     return models, rows
+
+
+def worse(run: Run, stage: Stage, before: Float, after: Float) -> str | None:
+    """A doubt where training left the model worse than it was, by more than chance explains: McNemar's exact test on the same images.
+
+    Training for int8 is not judged here: its files are, beside those of the model before.
+    """
+    if not stage.trains or stage.quantizes:
+        return None
+    labels = run.data.evaluation.labels
+    first, last = (model.evaluation.argmax(1) == labels for model in (before, after))
+    lost, won = int((first & ~last).sum()), int((last & ~first).sum())
+    if lost <= won or mcnemar(lost, won) > RISK:
+        return None
+    return (
+        f"stage {stage.stage}: top-1 fell from {100 * first.mean():.2f} to {100 * last.mean():.2f} % "
+        f"(float, {len(labels)} evaluation images): train longer, or lower lr"
+    )
 
 
 def time_stages(run: Run, models: list[Float], rows: list[dict[str, Any]]) -> None:
@@ -152,10 +175,9 @@ def _once(run: Run, kind: str, inputs: dict[str, Any], make: Callable[[Path], di
     return found
 
 
-def int8_forms(recipe: Recipe) -> tuple[Form, ...]:
-    """In which the targets that may ship int8 take a QDQ graph, each form once, in the order of the targets."""
-    forms = [form for t in recipe.targets if t.precision in ("auto", "int8") and (form := t.form()) is not None]
-    return tuple(form for i, form in enumerate(forms) if form not in forms[:i])
+def int8_forms(recipe: Recipe) -> dict[Form, str]:
+    """In which the targets that may ship int8 take a QDQ graph, in their order, and the runtime of each form."""
+    return {form: t.runtime for t in recipe.targets if t.precision in ("auto", "int8") and (form := t.form()) is not None}
 
 
 def finished(recipe: Recipe, models: list[Float]) -> Float:

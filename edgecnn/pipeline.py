@@ -35,6 +35,7 @@ from edgecnn.floats import (
     images,
     link_evaluation,
     time_stages,
+    worse,
 )
 from edgecnn.measure import evaluate
 from edgecnn.parity import per_class
@@ -105,6 +106,7 @@ def compress(recipe: Recipe, text: str, out: Path, command: str, screen: Screen)
                 *run.data.doubts,
                 *_calibrated_on(run, models[-1]),
                 *looks,
+                *_worse(run, models),
                 *_guessing(run, first),
                 *_coarse(run),
             ],
@@ -167,9 +169,12 @@ def preflight(run: Run) -> list[str]:
     if missing:
         raise DeviceError("; ".join(missing))
 
+    key, load = first_model(run)
+    for stage in run.recipe.stages:
+        stage.check(load)
+
     def check(work: Path) -> dict[str, Any]:
         run.screen.say("preflight: the untrained model through every target, with a few images")
-        key, load = first_model(run)
         model, graph = load(), exported(run, key, load)
         some = run.data.calibration.subset(range(min(FEW, len(run.data.calibration))))
         few = pack(some, model.input, work / "few")
@@ -222,6 +227,11 @@ def _looks(run: Run, model: TorchModel, graph: Path) -> list[str]:
 def _guessing(run: Run, model: Float) -> list[str]:
     doubt = no_better_than_guessing(model.evaluation.argmax(1), run.data.evaluation.labels)
     return [doubt] if doubt else []
+
+
+def _worse(run: Run, models: list[Float]) -> list[str]:
+    steps = zip(run.recipe.stages, models[:-1], models[1:], strict=True)
+    return [doubt for stage, before, after in steps if (doubt := worse(run, stage, before, after)) is not None]
 
 
 def _calibrated_on(run: Run, model: Float) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,7 +52,7 @@ class Context:
         work: a folder of this stage alone, kept between interrupted runs; checkpoints go here.
         screen: where progress is shown.
         unpruned: loads the model as it was before the first stage that prunes; None where none has.
-        forms: in which the recipe's int8 targets take a QDQ graph, each once.
+        forms: in which the recipe's int8 targets take a QDQ graph, and the runtime of each.
         logs: a folder for TensorBoard; None puts it into `work`.
         once: makes, for this model and these images, what other settings of the stage can use too, or finds it made; None has no shelf.
     """
@@ -63,7 +63,7 @@ class Context:
     screen: Screen
     unpruned: Callable[[], TorchModel] | None = None
     logs: Path | None = None
-    forms: tuple[Form, ...] = ()
+    forms: Mapping[Form, str] = field(default_factory=dict)
     once: Callable[[str, dict[str, Any], Make], dict[str, Any]] | None = None
 
     def kept(self, kind: str, inputs: dict[str, Any], make: Make) -> dict[str, Any]:

@@ -120,7 +120,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
         optimizer.load_state_dict(state["optimizer"])
         if ema is not None:
             ema.load_state_dict(state["ema"])
-        best, best_weights, start = Fitted(*state["best"]), state["best_weights"], state["epoch"] + 1
+        best, best_weights, start = Fitted(*state["best"]), state["weights"], state["epoch"] + 1
         ctx.screen.say(f"  goes on after epoch {start} of {how.epochs}")
     choice = pack(ctx.data.choice, model.input, ctx.work / "choice")
     kept = kept_in_memory(ctx.data.train, model.input.channels)
@@ -146,7 +146,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
                 rate = steps * how.batch / (time.monotonic() - begun)
                 # The last step of an epoch can spoil the weights, and no loss after it would tell.
                 if not all(bool(torch.isfinite(weight).all()) for weight in module.state_dict().values()):
-                    raise _diverged("weights are not finite", epoch, steps, how)
+                    raise FloatingPointError(f"weights are not finite in epoch {epoch + 1}, step {steps}")
                 judged = ema.module if ema is not None else module
                 top1 = _top1(judged, choice, model.input)
                 # A later epoch wins a tie: it has seen more.
@@ -157,7 +157,7 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
                     "module": module.state_dict(),
                     "optimizer": optimizer.state_dict(),
                     "best": [best.epoch, best.top1, best.images_per_s],
-                    "best_weights": best_weights,
+                    "weights": best_weights,  # a name by which `model.checkpoint` finds them
                     "epoch": epoch,
                 }
                 if rank() == 0:
@@ -165,6 +165,9 @@ def fit(model: TorchModel, how: Fit, ctx: Context, criterion: Criterion | None =
                 log({"choice_top1": top1}, (epoch + 1) * steps)
                 ctx.screen.tell("curve", done=(epoch + 1) * steps, total=how.epochs * steps, top1=top1)
                 ctx.screen.note(f"epoch {epoch + 1}: loss {loss:.4f}, top-1 on the choice images {top1:.4f}, {rate:.0f} images/s")
+    except FloatingPointError as fault:
+        reusable = "pruned" not in model.origin and not ctx.forms  # else the file does not tell what network they belong to
+        raise _diverged(str(fault), how, checkpoint, reusable) from None
     finally:
         apart(module)
         module.to("cpu").to(memory_format=torch.contiguous_format)
@@ -208,7 +211,7 @@ def _epoch(loop: _Loop, feed: _Feed, epoch: int, steps: int, told: Callable[[int
     """Train one epoch; returns the mean loss.
 
     Raises:
-        ModelError: a loss is not finite.
+        FloatingPointError: a loss is not finite.
     """
     import torch
 
@@ -227,7 +230,7 @@ def _epoch(loop: _Loop, feed: _Feed, epoch: int, steps: int, told: Callable[[int
         loss = loop.criterion(x, logits.float(), target)
         value = float(loss.detach())
         if not math.isfinite(value):
-            raise _diverged(f"the loss is {value}", epoch, step + 1, feed.how)
+            raise FloatingPointError(f"the loss is {value} in epoch {epoch + 1}, step {step + 1}")
         loop.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         loop.optimizer.step()
@@ -292,10 +295,11 @@ def _logged(how: Fit, ctx: Context) -> Iterator[Callable[[dict[str, float], int]
         yield log
 
 
-def _diverged(what: str, epoch: int, step: int, how: Fit) -> ModelError:
+def _diverged(what: str, how: Fit, checkpoint: Path, reusable: bool) -> ModelError:
+    kept = f" The best weights before that are in {checkpoint}{', which model.checkpoint takes' if reusable else ''}."
     return ModelError(
-        f"stages: train: {what} in epoch {epoch + 1}, step {step}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, "
-        "then run again: the recipe has changed, so training starts over."
+        f"stages: train: {what}. Lower lr (now {how.lr:g}) or lengthen warmup_epochs, "
+        f"then run again: the recipe has changed, so training starts over.{kept if checkpoint.exists() else ''}"
     )
 
 

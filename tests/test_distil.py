@@ -236,15 +236,48 @@ def test_a_named_teacher_is_loaded(data: Data, tmp_path: Path) -> None:
 
 
 def test_a_teacher_of_other_classes_or_another_size_is_refused(data: Data, tmp_path: Path) -> None:
-    """The message says what both have and what to change."""
+    """The message says what both have and what to change, of the teacher and not of the model."""
     weights = tmp_path / "teacher.safetensors"
     save_file(network(7).state_dict(), weights)
-    with pytest.raises(ModelError, match=r"7|of another shape"):
+    with pytest.raises(
+        ModelError, match=r"^stages: distil: teacher: the weights of .* are not for the 4 classes .*as teacher\.checkpoint\.$"
+    ):
         stage(teacher=named(checkpoint=str(weights))).run(student(), context(data, tmp_path))
     save_file(network().state_dict(), weights)
     larger = named(checkpoint=str(weights), input={"size": 32, "mean": [0.5] * 3, "std": [0.25] * 3})
     with pytest.raises(ModelError, match=r"its input is 3 x 32 x 32, the student's 3 x 16 x 16.*Set teacher\.input\.size"):
         stage(teacher=larger).run(student(), context(data, tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ("teacher: {TINY, checkpoint: HERE/none.safetensors}", r"^stages: distil: teacher: checkpoint .*none\.safetensors"),
+        ("teacher: {TINY, checkpoint: HERE/seven.safetensors}", r"^stages: distil: teacher: the weights of .* are not for the 4 classes"),
+        (
+            "teacher: {TINY, checkpoint: HERE/four.safetensors, input: {size: 32, MEAN}}",
+            r"^stages: distil: teacher: its input is 3 x 32 x 32",
+        ),
+        ("unlabelled: HERE/none", r"^stages: distil: unlabelled: .*none: no files in it"),
+        ("hints: {blok: block}", r"^stages: distil: hints: the student has no layer 'blok'"),
+        ("hints: {head: head}", r"^stages: distil: hints: head gives 2 dimensions"),
+    ],
+)
+def test_an_impossible_distil_is_refused_before_training(settings: str, said: str, tmp_path: Path) -> None:
+    """What distil lacks is said in the first minute, before any stage has run."""
+    from edgecnn.pipeline import compress
+
+    for name, classes in (("seven", 7), ("four", 4)):
+        save_file(network(classes).state_dict(), tmp_path / f"{name}.safetensors")
+    mean = "mean: [0.5, 0.5, 0.5], std: [0.25, 0.25, 0.25]"
+    given = "source: python, entry: 'tiny:network'" + ("" if "MEAN" in settings else f", input: {{size: 16, {mean}}}")
+    settings = settings.replace("TINY", given).replace("MEAN", mean).replace("HERE", str(tmp_path))
+    path = write_recipe(tmp_path)
+    stages = f"  - {{stage: prune, ratio: 0.2}}\n  - {{stage: distil, epochs: 1, {settings}}}\n"
+    path.write_text(path.read_text().replace("targets:", stages + "targets:", 1))
+    with pytest.raises((ModelError, DataError), match=said):
+        compress(load_recipe(path), path.read_text(), tmp_path / "out", "edgecnn compress", QUIET)
+    assert not list((tmp_path / "out").glob("*/stage-*"))
 
 
 @pytest.mark.parametrize(

@@ -427,6 +427,20 @@ def test_verdict_is_the_exit_code(finished: Path, tmp_path: Path) -> None:
             assert line.startswith(("  ", "target ", "train:", "stage ", "preflight", "export ", "calibrate ")), line
 
 
+def test_a_training_that_spoils_the_model_is_a_doubt(tmp_path: Path) -> None:
+    """A second training at a far too high rate is told with both figures; the first, and pruning, which may lose, are not."""
+    path = tiny.write_recipe(tmp_path)
+    text = path.read_text()
+    spoiling = "  - {stage: prune, ratio: 0.3}\n  - {stage: train, epochs: 1, batch: 8, lr: 0.5, warmup_epochs: 0, augment: none}\n"
+    path.write_text(text[: text.index("targets:")] + spoiling + "targets:\n  - {name: pi, runtime: onnxruntime, precision: fp32}\n")
+    result = run(path, tmp_path / "out")
+    before, after = (100 * row["top1"] for row in result["stages"][-2:])
+    assert before - after > 20, (before, after)
+    told = [doubt for doubt in result["doubts"] if doubt.startswith("stage ")]
+    fell = f"stage train: top-1 fell from {before:.2f} to {after:.2f} % (float, 24 evaluation images): train longer, or lower lr"
+    assert told == [fell]
+
+
 def test_preflight_fails_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A target that refuses the model is found before the first epoch."""
     from edgecnn.errors import DeviceError

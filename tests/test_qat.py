@@ -162,7 +162,9 @@ def test_every_target_is_offered_the_trained_model(tmp_path: Path) -> None:
     recipe = load_recipe(path)
     result = compress(recipe, text, tmp_path / "out", "edgecnn compress", QUIET)
     assert [row["stage"] for row in result["stages"]] == ["load", "train", "qat"]
-    assert any("with the simulated class" in note for note in result["stages"][-1]["notes"])
+    told = [note for note in result["stages"][-1]["notes"] if "with the simulated class" in note]
+    assert [note.partition("'s form")[0] for note in told] == ["onnxruntime", "openvino", "tensorrt"]
+    assert all("run in onnxruntime" in note for note in told)
     for target in result["targets"]:
         names = [c["name"] for c in target["candidates"]]
         twins = [c for c in target["candidates"] if c["name"].endswith("-qat") and c["file_sha256"]]
@@ -178,7 +180,7 @@ def test_layers_pinned_to_float_are_simulated_in_float(tmp_path: Path, tiny_fold
     plain, pinned = text.split("targets:\n")[1].splitlines()[0], ", keep_float: [Gemm]}"
     assert plain.endswith("}")
     (tmp_path / "pinned.yaml").write_text(text.replace(plain, f"{plain}\n{plain[:-1].replace('name: ', 'name: other-')}{pinned}"))
-    form, other = int8_forms(load_recipe(tmp_path / "pinned.yaml"))[:2]
+    form, other = list(int8_forms(load_recipe(tmp_path / "pinned.yaml")))[:2]
     assert form != other == replace(form, keep_float=("Gemm",))
     model = tiny_folder / "model.onnx"
     assert set(left_in_float(model, other)) - set(left_in_float(model, form)) == set(kept_in_float(model, ["Gemm"]))

@@ -13,6 +13,7 @@ import torch
 
 from edgecnn import train
 from edgecnn.batches import Augment, augmenter, batches, kept_in_memory
+from edgecnn.checkpoint import load_weights
 from edgecnn.data import Data, load_data, pack
 from edgecnn.device.packed import open_packed
 from edgecnn.device.preprocess import normalise
@@ -117,11 +118,17 @@ def test_loss_that_is_not_finite(data: Data, tmp_path: Path, monkeypatch: pytest
         return epoch_of(*args)
 
     monkeypatch.setattr(train, "_epoch", broken)
-    with pytest.raises(ModelError, match=r"the loss is nan in epoch 3, step 1. Lower lr \(now 0.01\)"):
+    with pytest.raises(
+        ModelError, match=r"the loss is nan in epoch 3, step 1. Lower lr \(now 0.01\).* are in (/.*)checkpoint.pt, "
+    ) as told:
         trained(HOW, data, tmp_path)
+    assert str(tmp_path / "checkpoint.pt") in str(told.value)
     kept = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert kept["epoch"] == 1
     assert all(torch.isfinite(v).all() for v in kept["module"].values())
+    weights = load_weights(tmp_path / "checkpoint.pt")
+    assert weights.keys() == kept["weights"].keys()
+    assert all(torch.equal(weights[name], tensor) for name, tensor in kept["weights"].items())
 
 
 def test_weights_spoiled_by_the_last_step(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

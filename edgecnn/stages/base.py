@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
@@ -30,6 +31,9 @@ class Stage(Config):
     def missing(self) -> str | None:
         """What it needs and is not there, as a sentence, or None."""
         return None
+
+    def check(self, load: Callable[[], TorchModel]) -> None:
+        """Refuse, before anything long, what cannot be done with the model that the recipe names, which `load` gives."""
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         """Return the changed model; `model` itself may be modified."""

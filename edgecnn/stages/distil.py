@@ -62,8 +62,22 @@ class Distil(Training):
         return self
 
     def inputs(self) -> dict[str, Any]:
-        teacher = {} if self.teacher == "before-pruning" else {"teacher": model_digest(self.teacher)}
+        with _said_of_the_teacher():
+            teacher = {} if self.teacher == "before-pruning" else {"teacher": model_digest(self.teacher)}
         return {**teacher, "unlabelled": [sha256_file(path) for path in image_files(self.unlabelled)]} if self.unlabelled else teacher
+
+    def check(self, load: Callable[[], TorchModel]) -> None:
+        if self.unlabelled:
+            image_files(self.unlabelled)
+        if self.teacher == "before-pruning" and not self.hints:
+            return
+        import torch
+
+        student = load()
+        teacher = student if self.teacher == "before-pruning" else _loaded(self.teacher, student)
+        with torch.no_grad(), _hinted(student.module, teacher.module, self.hints):
+            for each in (student, teacher):
+                each.module(torch.zeros(1, *each.input.shape))
 
     def run(self, model: TorchModel, ctx: Context) -> TorchModel:
         teacher = self._teacher(model, ctx)
@@ -80,13 +94,7 @@ class Distil(Training):
             if ctx.unpruned is None:
                 raise ModelError("stages: distil: teacher: before-pruning: nothing was pruned before. Put it after a prune stage.")
             return ctx.unpruned()
-        teacher = load_model(self.teacher, len(model.labels), dict(enumerate(model.labels)), trains=False)
-        if teacher.input.shape != model.input.shape:
-            raise ModelError(
-                f"stages: distil: teacher: its input is {' x '.join(map(str, teacher.input.shape))}, the student's "
-                f"{' x '.join(map(str, model.input.shape))}; both see the same crops. Set teacher.input.size, or model.input.size."
-            )
-        return teacher
+        return _loaded(self.teacher, model)
 
     def _criterion(self, teacher: TorchModel, student: InputSpec, hint: Callable[[], Tensor | float] = lambda: 0.0) -> Criterion:
         """The whole loss, from images as the student takes them, its logits, and its target: labels N or shares N x classes."""
@@ -107,6 +115,40 @@ class Distil(Training):
             return told if self.alpha == 1 else told + (1 - self.alpha) * labelled(x, logits, target)
 
         return loss
+
+
+def _loaded(config: ModelConfig, student: TorchModel) -> TorchModel:
+    """The model that a recipe names as teacher.
+
+    Raises:
+        ModelError: it cannot be loaded, or is no teacher for this student.
+    """
+    classes = len(student.labels)
+    with _said_of_the_teacher():
+        # As if it were to be trained: the advice for a head of other classes is not the same for a teacher.
+        teacher = load_model(config, classes, dict(enumerate(student.labels)), trains=True)
+    if "weights" in teacher.origin and teacher.origin["head"] == "new":
+        raise ModelError(
+            f"stages: distil: teacher: the weights of {config.title} are not for the {classes} classes of the data. "
+            "Train it on these images first, in a recipe of its own, and give the weights it ends with as teacher.checkpoint."
+        )
+    if teacher.input.shape != student.input.shape:
+        raise ModelError(
+            f"stages: distil: teacher: its input is {' x '.join(map(str, teacher.input.shape))}, the student's "
+            f"{' x '.join(map(str, student.input.shape))}; both see the same crops. Set teacher.input.size, or model.input.size."
+        )
+    return teacher
+
+
+@contextmanager
+def _said_of_the_teacher() -> Iterator[None]:
+    """What is wrong with a model is said of `teacher`, not of `model`."""
+    try:
+        yield
+    except ModelError as fault:
+        said = str(fault)
+        place = said.removeprefix("model") if said.startswith(("model:", "model.")) else f": {said}"
+        raise ModelError(f"stages: distil: teacher{place}") from None
 
 
 @contextmanager

@@ -87,9 +87,9 @@ class Qat(Stage):
         histograms = collect(graph, calibration, model.input)
         source = Source(graph, lambda: graph, model.input, model.labels, calibration, lambda: histograms, ctx.seed)
         files = [ctx.work / f"form-{i}.onnx" for i in range(len(ctx.forms))]
-        for form, file in zip(ctx.forms, files, strict=True):
+        for (form, runtime), file in zip(ctx.forms.items(), files, strict=True):
             note = fit_qdq(source, file, form, methods=list(METHODS), correct=False, exclude=left_in_float(graph, form))[0]
-            ctx.screen.say(f"  {form.activations} activations: starts from {note}")
+            ctx.screen.say(f"  {runtime}'s form ({form.activations} activations): starts from {note}")
         simulated = FakeQuantized(graph, files, trained)
         few = ctx.data.choice.subset(range(min(256, len(ctx.data.choice))))
         _compare(simulated, files, pack(few, model.input, ctx.work / "few"), model.input, "before training")
@@ -115,10 +115,10 @@ class Qat(Stage):
         shipped = FakeQuantized(ctx.work / "trained.onnx", files, trained)
         told = _compare(shipped, files, choice, model.input, "after training")
         notes = [f"best epoch {fitted.epoch} of {self.epochs}: simulated top-1 {fitted.top1:.2%} on the choice images"]
-        for form, (top1, agreement) in zip(ctx.forms, told, strict=True):
+        for (form, runtime), (top1, agreement) in zip(ctx.forms.items(), told, strict=True):
             notes.append(
-                f"{form.activations} activations: exported top-1 {top1:.2%} on the {len(choice)} choice images, "
-                f"{agreement:.2%} of them with the simulated class"
+                f"{runtime}'s form ({form.activations} activations): exported top-1 {top1:.2%} on the {len(choice)} choice images, run in "
+                f"onnxruntime; {agreement:.2%} of them with the simulated class"
             )
         for note in notes:
             ctx.screen.say(f"  {note}")
