@@ -146,7 +146,8 @@ def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_
 
 
 def _fastest(keeping: Sequence[Tried]) -> Tried:
-    if any(t.p50_s is None or t.void for t in keeping):
+    """Void figures are held against each other too: the files took turns, so what disturbed one disturbed all, and widened the interval."""
+    if any(t.p50_s is None for t in keeping):
         return _best(keeping)
     fastest = min(keeping, key=lambda t: t.p50_s or 0.0)
     return _best([t for t in keeping if _as_fast(t, fastest)])
@@ -164,15 +165,16 @@ def _won(best: Tried, of: int) -> str:
         return "the only one that may ship and keeps the promise"
     if best.p50_s is None:
         return "closest to the float model; latency cannot be measured here"
-    return f"closest to the float model; latency does not count: {best.void}" if best.void else "the fastest that keeps the promise"
+    return f"the fastest that keeps the promise{f'; its latency in ms is void: {best.void}' if best.void else ''}"
 
 
 def _lost(t: Tried, best: Tried) -> str:
     name = best.candidate.name
-    if t.p50_s is None or best.p50_s is None or t.void or best.void:
+    if t.p50_s is None or best.p50_s is None:
         return _worse(t, best) or f"as good as {name}, which comes first"
     if not _as_fast(t, best):
-        return f"slower than {name}: {t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}"
+        figures = f"{t.p50_s / best.p50_s:.2f} of its time, in turns that something disturbed" if t.void or best.void else ""
+        return f"slower than {name}: {figures or f'{t.p50_s * 1e3:.3g} ms against {best.p50_s * 1e3:.3g}'}"
     worse = _worse(t, best)
     return f"not measurably faster than {name}, and {worse}" if worse else f"not measurably faster or better than {name}, which comes first"
 
@@ -236,6 +238,7 @@ def summaries(tried: Sequence[Tried], chosen: Tried | None, why: Mapping[str, st
                 "size_bytes": t.artifact.size_bytes if t.artifact else None,
                 "choice_top1": t.top1 if t.artifact else None,
                 "choice_agreement": t.agreement if t.artifact else None,
+                "choice_divergence": t.divergence if t.artifact else None,
                 "choice_n": t.n,
                 "p50_s": p50,
                 "p90_s": t.p90_s,

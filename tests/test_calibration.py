@@ -60,7 +60,7 @@ def test_ranges_keep_their_laws(shape: str, symmetric: bool) -> None:
     values = SHAPES[shape]
     h = histogram(values)
     found = {name: choose(h, symmetric) for name, choose in METHODS.items()}
-    assert set(found) >= {"minmax", "percentile", "mse"}
+    assert set(found) >= {"minmax", "percentile", "mse", "entropy"}
     outer = found["minmax"]
     assert outer[0] <= values.min()
     assert outer[1] >= values.max()
@@ -82,11 +82,12 @@ def test_an_outlier_does_not_set_the_percentile_range() -> None:
     assert METHODS["percentile"](h, False)[1] < 1 + 2 * 1e4 / 2048
 
 
-def test_mse_cuts_outliers_and_keeps_uniform() -> None:
+def test_mse_and_entropy_cut_outliers_and_keep_uniform() -> None:
     """Of a million values below 1 and one of 10, the range of least error gives up the one; of a uniform spread it keeps nearly all."""
     lone, uniform = histogram(np.append(RANDOM.uniform(-1, 1, 1_000_000), 10)), histogram(SHAPES["uniform"])
-    assert METHODS["mse"](lone, True)[1] < 3
-    assert METHODS["mse"](uniform, False)[0] == pytest.approx(uniform.low, rel=0.05)
+    for method in ("mse", "entropy"):
+        assert METHODS[method](lone, True)[1] < 3, method
+        assert METHODS[method](uniform, False)[0] == pytest.approx(uniform.low, rel=0.05), method
 
 
 def test_what_is_collected_is_what_the_network_computes(tiny_folder: Path) -> None:
