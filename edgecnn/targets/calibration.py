@@ -184,7 +184,10 @@ def entropy(h: Histogram, symmetric: bool) -> tuple[float, float]:
     whole = minmax(h, symmetric)
     if not h.counts.sum():
         return whole
-    centres, share = h.centres, h.counts / h.counts.sum()
+    # Zero is exact in every range. With the many that a ReLU makes, all that mattered would be how many bins share a step with theirs.
+    counts, zero = h.counts.astype(np.float64), int(np.abs(h.centres).argmin())
+    counts[zero] = counts[max(0, zero - 1) : zero + 2].min()
+    centres, share = h.centres, counts / max(counts.sum(), 1)
     best, least = whole, np.inf
     for part in np.linspace(1.0, 0.2, 81):
         low, high = whole[0] * part, whole[1] * part
