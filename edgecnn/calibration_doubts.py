@@ -28,7 +28,7 @@ def calibration_doubts(calibration: Packed, judged: Packed) -> list[str]:
     """
     n = len(calibration)
     pixels = np.asarray(calibration.images, np.float32)
-    spread = pixels.std(axis=(1, 2, 3))
+    spread = pixels.std(axis=(1, 2)).max(axis=1)  # a colour is not a difference between its red and its blue
     doubts = []
     if n < FEW:
         doubts.append(f"only {n} calibration images: ranges from fewer than {FEW} depend on which they are")

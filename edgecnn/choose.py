@@ -16,6 +16,8 @@ from edgecnn.device.stats import compare, estimate
 from edgecnn.targets.base import Candidate, Promise
 
 PASS, FAIL, UNPROVEN = "pass", "fail", "unproven"
+# No honest file keeps fewer of the float model's classes; asked only where no accuracy is promised.
+COLLAPSED = 0.5
 # A smaller difference between medians is not worth a worse model, even where it can be told.
 CLOSE = 0.03
 
@@ -98,11 +100,12 @@ def choose(tried: Sequence[Tried], promise: Promise, float_top1: float) -> tuple
 def broken_promises(promise: Promise, t: Tried, float_top1: float) -> list[str]:
     """What `t` breaks by its figures on the choice images; what cannot be measured here is not held against it."""
     assert t.artifact is not None
-    return _broken(promise, top1=t.top1, drop=float_top1 - t.top1, size_bytes=t.artifact.size_bytes, p90_s=t.p90_s)
+    drop, size = float_top1 - t.top1, t.artifact.size_bytes
+    return _broken(promise, top1=t.top1, drop=drop, agreement=t.agreement, size_bytes=size, p90_s=t.p90_s)
 
 
 def judge(
-    promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None, doubts: Sequence[str]
+    promise: Promise, *, top1: float, drop: float, agreement: float, size_bytes: int, p90_s: float | None, doubts: Sequence[str]
 ) -> tuple[str, list[str]]:
     """The verdict on the shipped file, from the evaluation images, and its reasons.
 
@@ -110,11 +113,12 @@ def judge(
         promise: of that target.
         top1: of the exported file on the evaluation images.
         drop: of it against the float model there.
+        agreement: with the float model that it was made from, there.
         size_bytes: of its files.
         p90_s: latency, or None where it could not be measured.
         doubts: why the latency is not to be trusted.
     """
-    broken = _broken(promise, top1=top1, drop=drop, size_bytes=size_bytes, p90_s=p90_s)
+    broken = _broken(promise, top1=top1, drop=drop, agreement=agreement, size_bytes=size_bytes, p90_s=p90_s)
     if broken:
         return FAIL, broken
     if promise.p90_latency_ms is not None and p90_s is None:
@@ -131,8 +135,10 @@ def overall(verdicts: Sequence[str]) -> str:
     return next((v for v in (FAIL, UNPROVEN) if v in verdicts), PASS)
 
 
-def _broken(promise: Promise, *, top1: float, drop: float, size_bytes: int, p90_s: float | None) -> list[str]:
+def _broken(promise: Promise, *, top1: float, drop: float, agreement: float, size_bytes: int, p90_s: float | None) -> list[str]:
     reasons = []
+    if promise.accuracy_drop is None and promise.min_accuracy is None and agreement < COLLAPSED:
+        reasons.append(f"it has collapsed: {agreement:.0%} of the images keep the float model's class")
     # Fractions of image counts: without the slack, 0.01 as a sum of floats may come out above 0.01.
     if promise.accuracy_drop is not None and drop > promise.accuracy_drop + 1e-9:
         reasons.append(f"top-1 drops by {100 * drop:.2f} points, {100 * promise.accuracy_drop:g} promised")

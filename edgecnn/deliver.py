@@ -101,6 +101,7 @@ def deliver(run: Run, target: AnyTarget, source: Source, model: Float, baseline:
         promise,
         top1=got.top1,
         drop=before.top1 - got.top1,
+        agreement=compare("", model.evaluation, logits).agreement,
         size_bytes=chosen.artifact.size_bytes,
         p90_s=latency["p90"] if latency else None,
         doubts=[r.void for r in chosen.results if r.void],

@@ -154,6 +154,33 @@ def test_histograms_come_back_from_their_file(tiny_folder: Path, tmp_path: Path)
         np.testing.assert_array_equal(again[name].counts, h.counts)
 
 
+@pytest.mark.parametrize("kernel", [[1, 1, 3], [4, 1, 3]], ids=["ECA's", "depthwise in one dimension"])
+def test_a_convolution_of_one_dimension_has_no_channels_to_take_apart(tmp_path: Path, kernel: list[int]) -> None:
+    """Efficient channel attention convolves over channels, and other networks over time: calibration leaves both as they are."""
+    made = onnx.helper.make_model(
+        onnx.helper.make_graph(
+            [
+                onnx.helper.make_node("Reshape", ["input", "shape"], ["row"], "reshape"),
+                onnx.helper.make_node("Conv", ["row", "w"], ["made"], "conv", pads=[1, 1], group=kernel[0]),
+                onnx.helper.make_node("Flatten", ["made"], ["logits"], "flatten"),
+            ],
+            "one",
+            [onnx.helper.make_tensor_value_info("input", 1, [1, 3, 16, 16])],
+            [onnx.helper.make_tensor_value_info("logits", 1, [1, 768])],
+            [
+                onnx.numpy_helper.from_array(np.array([1, kernel[0], 768 // kernel[0]]), "shape"),
+                onnx.numpy_helper.from_array(np.ones(kernel, np.float32), "w"),
+            ],
+        ),
+        opset_imports=[onnx.helper.make_opsetid("", 20)],
+        ir_version=10,
+    )
+    (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
+    found = collect(tmp_path / "model.onnx", pack(tmp_path / "images", 32, seed=1), SPEC)
+    assert "row" in found
+    assert all(h.channels is None for h in found.values())
+
+
 def test_memory_does_not_grow_with_the_images(tiny_folder: Path, tmp_path: Path) -> None:
     """200 images take more memory than 10 by less than a twentieth of what 190 images' activations are."""
     peaks = []

@@ -31,7 +31,7 @@ def digits(folder: Path, seed: int, n: int = 200, poison: str = "") -> Packed:
     elif poison == "black":
         images[:] = 0
     elif poison == "constant":
-        images[:60] = random.integers(0, 255, (60, 1, 1, 1))
+        images[:60] = random.integers(0, 255, (60, 1, 1, 3))
     elif poison == "noise":
         images = random.integers(0, 256, images.shape).astype(np.uint8)
     elif poison == "unnormalised":

@@ -135,7 +135,9 @@ def test_every_promise_is_held(tmp_path: Path) -> None:
     """Each promise alone rules out the one candidate that breaks it, exactly at its bound none."""
     good, bad = tried(tmp_path, "good", 2.0), tried(tmp_path, "bad", 1.0, top1=0.5, size=2000)
     slow = tried(tmp_path, "slow", 9.0, agreement=1.0)
+    collapsed = tried(tmp_path, "collapsed", 1.0, top1=0.1, agreement=0.12)
     cases = [
+        (promise(size_mb=1), 0.9, [collapsed, good], good),  # though no accuracy is promised
         (promise(accuracy_drop=0.1), 1.0, [bad, good], good),
         (promise(min_accuracy=0.9), 0.9, [bad, good], good),
         (promise(size_mb=0.001), 0.9, [bad, good], good),
@@ -148,8 +150,11 @@ def test_every_promise_is_held(tmp_path: Path) -> None:
 def test_judge() -> None:
     """Broken is fail, also where something could not be measured; not measurable or doubtful is unproven; else pass."""
     latency = promise(p90_latency_ms=10, accuracy_drop=0.01)
-    good = {"top1": 0.9, "drop": 0.01, "size_bytes": 1000, "doubts": []}
+    good = {"top1": 0.9, "drop": 0.01, "agreement": 0.95, "size_bytes": 1000, "doubts": []}
     assert judge(latency, **good, p90_s=0.010) == ("pass", [])  # type: ignore[arg-type]
+    verdict, (reason,) = judge(promise(size_mb=1), **{**good, "agreement": 0.12}, p90_s=0.010)  # type: ignore[arg-type]
+    assert verdict == "fail"
+    assert "collapsed: 12% of the images" in reason
     assert judge(latency, **good, p90_s=0.0101)[0] == "fail"  # type: ignore[arg-type]
     assert judge(latency, **good, p90_s=None)[0] == "unproven"  # type: ignore[arg-type]
     assert judge(latency, **{**good, "drop": 0.02}, p90_s=None)[0] == "fail"  # type: ignore[arg-type]

@@ -20,7 +20,7 @@ from edgecnn.device.preprocess import normalise
 from edgecnn.device.runtimes.ov import OpenvinoRunner
 from edgecnn.errors import ModelError
 from edgecnn.fake_quant import FakeQuantized
-from edgecnn.targets.calibration import collect, ranges, read_histograms, write_histograms
+from edgecnn.targets.calibration import ENOUGH, collect, ranges, read_histograms, write_histograms
 from edgecnn.targets.onnxruntime import KERNELS
 from edgecnn.targets.openvino import Openvino
 from edgecnn.targets.qdq import Form, kept_in_float, ranges_of, write_qdq
@@ -152,8 +152,8 @@ def test_what_a_depthwise_convolution_reads_has_a_scale_a_channel(tmp_path: Path
     """Channels a hundred times apart are rounded to their own ranges; file, training and OpenVINO then compute the same."""
     value, rng = helper.make_tensor_value_info, np.random.default_rng(0)
     weights = {
-        "w": rng.normal(0, 1, (8, 3, 3, 3)) * np.geomspace(0.01, 1, 8)[:, None, None, None],
-        "dw": rng.normal(0, 1, (8, 1, 3, 3)) * np.geomspace(100, 1, 8)[:, None, None, None],
+        "w": rng.normal(0, 1, (8, 3, 3, 3)) * np.array([1e-40, *np.geomspace(0.01, 1, 7)])[:, None, None, None],  # the first is dead
+        "dw": rng.normal(0, 1, (8, 1, 3, 3)) * np.array([1, *np.geomspace(100, 1, 7)])[:, None, None, None],
         "pw": rng.normal(0, 1, (4, 8, 1, 1)),
     }
     graph = helper.make_graph(
@@ -172,7 +172,7 @@ def test_what_a_depthwise_convolution_reads_has_a_scale_a_channel(tmp_path: Path
     )
     made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
     (tmp_path / "model.onnx").write_bytes(made.SerializeToString())
-    histograms = collect(tmp_path / "model.onnx", pack(tmp_path / "images", 16, seed=3), SPEC)
+    histograms = collect(tmp_path / "model.onnx", pack(tmp_path / "images", ENOUGH, seed=3), SPEC)
     assert [name for name, h in histograms.items() if h.channels is not None] == ["swished"]
     write_histograms(tmp_path / "h.npz", histograms)
     np.testing.assert_array_equal(read_histograms(tmp_path / "h.npz")["swished"].channels, histograms["swished"].channels)

@@ -28,6 +28,7 @@ from edgecnn.errors import DeviceError
 from edgecnn.targets import AnyTarget
 from edgecnn.targets.base import Candidate, Target
 from edgecnn.targets.onnx import strip
+from edgecnn.targets.openvino import Openvino
 
 KINDS = get_args(get_args(AnyTarget)[0])
 TARGETS: dict[str, Target] = {
@@ -220,6 +221,18 @@ def test_openvino_is_told_its_precision(build: Any) -> None:
     hints = {c.name: build("openvino", c.name).manifest.options for runtime, c in ALL if runtime == "openvino"}
     assert hints == {name: {"INFERENCE_PRECISION_HINT": "bf16" if name == "bf16" else "f32"} for name in hints}
     assert len(hints) >= 4
+
+
+@pytest.mark.parametrize("name", ["int8-qdq", "int8-fast-bc"])
+def test_openvino_keeps_pinned_layers_in_float(tiny_folder: Path, tmp_path: Path, name: str) -> None:
+    """By either quantizer: with convolutions pinned, the linear layer alone has int8 weights."""
+    counts = {}
+    for keep in ((), ("Conv",)):
+        target = Openvino(name="nuc", runtime="openvino", keep_float=keep)
+        candidate = next(c for c in target.candidates() if c.name == name)
+        made = target.build(candidate, source(tiny_folder), tmp_path / f"kept{len(keep)}")
+        counts[keep] = (made.folder / "model.xml").read_text().count('element_type="i8"')
+    assert counts == {(): 4, ("Conv",): 1}
 
 
 def test_openvino_int8_is_int8(build: Any) -> None:

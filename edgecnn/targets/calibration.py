@@ -11,7 +11,7 @@ a core are in memory at a time, however many images there are. Ranges always inc
                 with TensorRT", GTC 2017)
 
 Forms may take a scale a channel in front of a depthwise convolution, which sums over none. There the channels differ most: each then has
-the range from its own minimum to its maximum.
+the range from its own minimum to its maximum, if there are `ENOUGH` images.
 """
 
 from __future__ import annotations
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 ACTIVATIONS = ("Clip", "Relu")
 BINS = 2048
 PERCENTILE = 1e-4
+ENOUGH = 32  # images, to know the ends of channels
+FLOOR = 1 / 32  # of a tensor's range, that each channel's holds
 # Ends of a tensor, or of each of its channels.
 Range = tuple[float, float] | tuple[np.ndarray, np.ndarray]
 
@@ -95,7 +97,12 @@ def collect(model: Path, images: Packed, spec: InputSpec) -> dict[str, Histogram
         bins[BINS - 1] += bins[BINS]
     means = dict(zip(names, ends.mean(0).tolist(), strict=True))
     # Behind a ReLU the later ones win little by it, and OpenVINO has a quicker kernel for a single zero point of 0.
-    split = {name: np.stack([x[:, 0].min(0), x[:, 1].max(0)]) for name, x in channels.items() if name == deep[0] or lows[name] < 0}
+    split = {
+        # A channel that is dead, or was in these images, keeps a share of the tensor's range.
+        name: np.stack([np.minimum(x[:, 0].min(0), lows[name] * FLOOR), np.maximum(x[:, 1].max(0), highs[name] * FLOOR)])
+        for name, x in channels.items()
+        if len(images) >= ENOUGH and (name == deep[0] or lows[name] < 0)
+    }
     return {
         name: Histogram(lows[name], highs[name], means[name][0], means[name][1], counts[name][:BINS], split.get(name)) for name in names
     }
@@ -255,12 +262,13 @@ def _all_activations(model: Path) -> tuple[Callable[[np.ndarray, Sequence[str]],
 
 def _depthwise(graph: onnx.ModelProto) -> set[str]:
     """What is read by depthwise convolutions and nothing else."""
-    weights = {i.name: list(i.dims) for i in graph.graph.initializer}
+    shapes = {i.name: list(i.dims) for i in graph.graph.initializer}
     deep: set[str] = set()
     others: set[str] = set()
     for node in graph.graph.node:
-        one_channel = node.op_type == "Conv" and weights.get(node.input[1], [0, 0])[1] == 1
-        (deep if one_channel else others).update(node.input[:1] if one_channel else node.input)
+        many, each, *kernel = shapes.get(node.input[1], [0, 0]) if node.op_type == "Conv" else [0, 0]
+        depthwise = each == 1 and many > 1 and len(kernel) == 2
+        (deep if depthwise else others).update(node.input[:1] if depthwise else node.input)
     return deep - others
 
 

@@ -119,6 +119,12 @@ def _name_weights(model: Any, layers: Mapping[str, str]) -> None:
             op.input_value(1).get_node().set_friendly_name(f"{layer}.weight")
 
 
+def _named(model: Any, nodes: Collection[str]) -> list[str]:
+    """The operations that the converter made of ONNX `nodes`; what it folded away has none, and a bias is an operation of its own."""
+    names = [op.get_friendly_name() for op in model.get_ops()]
+    return [name for name in names if name.removesuffix("/WithoutBiases") in set(nodes)]
+
+
 @signal_stack_kept()
 def _quantize(model: Any, source: Source, kept: Collection[str], *, fast_bias_correction: bool) -> Any:
     import nncf
@@ -133,8 +139,7 @@ def _quantize(model: Any, source: Source, kept: Collection[str], *, fast_bias_co
         nncf.Dataset(range(len(images.labels)), tensor),
         preset=nncf.QuantizationPreset.MIXED,
         subset_size=len(images.labels),
-        # Nodes that the converter has folded away have no counterpart to leave in float.
-        ignored_scope=nncf.IgnoredScope(names=[op.get_friendly_name() for op in model.get_ops() if op.get_friendly_name() in set(kept)]),
+        ignored_scope=nncf.IgnoredScope(names=_named(model, kept)),
         fast_bias_correction=fast_bias_correction,
     )
 
