@@ -31,8 +31,7 @@ def digits(folder: Path, seed: int, n: int = 200, poison: str = "") -> Packed:
     elif poison == "black":
         images[:] = 0
     elif poison == "constant":
-        images = np.repeat(images, 3, axis=3)
-        images[:60] = random.integers(0, 255, (60, 1, 1, 3))
+        images[:60] = random.integers(0, 255, (60, 1, 1, 1))
     elif poison == "noise":
         images = random.integers(0, 256, images.shape).astype(np.uint8)
     elif poison == "unnormalised":
