@@ -128,11 +128,27 @@ def _starved(model: Path, form: Form, exclude: Collection[str]) -> list[str]:
     return [f"weights: per-tensor leaves many channels less than {FEW_STEPS} of 127 steps, in {len(found)} layers: {named}"]
 
 
+def _inputs(model: Path) -> dict[str, tuple[str, str]]:
+    """For each node with weights the layer that it is in the torch model, and the tensor that it reads."""
+    import onnx
+
+    nodes = [node for node in onnx.load(str(model)).graph.node if node.op_type in WEIGHTED]
+    return {node.name: (layer_of(node.input[1]), node.input[0]) for node in nodes}
+
+
 def _collapse(source: Source, path: Path, wanted: np.ndarray, found: np.ndarray) -> list[str]:
     """Where the file gives other classes than the float model too often: that, and the layers where the error is largest."""
     agreement = (wanted.argmax(1) == found.argmax(1)).mean()
     if agreement >= COLLAPSE:
         return []
     worst = worst_layers(source.onnx, path, source.calibration, source.input)[:3]
-    named = "; ".join(f"{w.name}, {w.lost_db:.0f} dB lost, float outputs from {w.low:.3g} to {w.high:.3g}" for w in worst)
+    layers, seen = _inputs(source.onnx), ranges(source.histograms(), "minmax", symmetric=False)
+    told = []
+    for w in worst:
+        layer, read = layers[w.name]
+        low, high = seen.get(read, (np.nan, np.nan))
+        told.append(
+            f"{layer}, {w.lost_db:.0f} dB lost, which reads {low:.3g} to {high:.3g} and puts out {w.low:.3g} to {w.high:.3g} in float"
+        )
+    named = "; ".join(told)
     return [f"collapse: only {agreement:.0%} of {len(wanted)} calibration images keep their class. Most is lost in {named}"]
