@@ -694,6 +694,7 @@ def layered() -> dict[str, Any]:
     ]
     result["targets"][0]["layers"][7] |= {"kept_float": True, "why": "int8 is slower here", "int8_s": None}
     result["targets"][0]["layers"][8] = {"name": "<b>half</b>"}
+    result["targets"][0]["draws"] = [{"top1": top1, "failure": ""} for top1 in (0.71, 0.72)] + [{"failure": "no memory"}]
     for nth, stage in enumerate(result["stages"]):
         stage |= {"latency_s": 0.002 / (nth + 1), "latency_where": "pi (Cortex-A76), onnxruntime, 1 thread"}
     control = {"n": 400, "ours_top1": 0.98, "ours_latency": 0.6, "note": "narrower", "seconds": 60.0}
@@ -719,6 +720,7 @@ def test_layers_controls_and_timed_stages_are_shown_where_there_are_such(tmp_pat
     layers = page[page.index('<section id="layers">') : page.index('<section id="stages">')]
     assert layers.count('<svg class="plot"') == 2
     assert "blocks.7.conv_dw</bdi> (int8 is slower here)" in layers
+    assert "made again from 3 draws of two thirds of the calibration images: top-1 71.0 %, 72.0 %, not built on" in " ".join(page.split())
     assert layers.count('<tr><th scope="row">') == 60
     assert "the 24 slowest, most sensitive or kept in float, of 60" in layers
     assert "<b>half</b>" not in layers
