@@ -123,6 +123,8 @@ def parsers(folder: Path) -> dict[str, tuple[bytes, Callable[[bytes], object]]]:
     class Replies:
         """What a board answers."""
 
+        address = "ssh://pi"
+
         def __init__(self, content: bytes) -> None:
             self.text = content.decode("utf-8", "replace")
 
