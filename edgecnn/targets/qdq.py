@@ -332,7 +332,7 @@ def left_in_float(model: Path, form: Form, how: Mapping[str, Any] | None = None)
     if how.get("float_se") and not gates:
         raise ModelError("the network has no squeeze-and-excite parts to keep in float")
     first = stem(model) if form.float_stem or how.get("float_stem") else []
-    if how.get("float_stem") and not first:
+    if how.get("float_stem") and not (first or gates):
         raise ModelError("the network has no first layers of few channels to keep in float")
     return [*first, *gates, *kept_in_float(model, form.keep_float), *how.get("keep", ())]
 

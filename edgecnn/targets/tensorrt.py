@@ -1,8 +1,8 @@
 """TensorRT: one ONNX graph that says its own precision, fp32, fp16 or int8, built on the board that runs it.
 
 int8 is explicit QDQ in TensorRT's form: symmetric int8 activations per tensor, symmetric int8 weights per channel, biases in float. A
-second candidate keeps squeeze-and-excite parts in float: half of what EfficientNet-B0 loses is lost there; a third the first layers, where
-MobileNetV2 loses half. No GPU has timed any.
+second candidate keeps the first layers in float, where MobileNetV2 loses half of what it loses, a third those and squeeze-and-excite parts,
+for EfficientNet-B0. No GPU has timed any.
 TensorRT 11 knows only strongly typed networks, so precision must be in the graph; the same graph builds with TensorRT 10 and tensorrt_rtx.
 
 Engines are never shipped. Where tensorrt or tensorrt_rtx is installed, the graph is parsed and built here for real; tensorrt_rtx needs
@@ -52,7 +52,7 @@ class Tensorrt(Target):
             Candidate("fp32", "fp32", {}),
             Candidate("fp16", "fp16", {}),
             Candidate("int8", "int8", {**how, "float_se": False}),
-            Candidate("int8-float-se", "int8", {**how, "float_se": True}),
+            Candidate("int8-float-se", "int8", {**how, "float_se": True, "float_stem": True}),
             Candidate("int8-float-stem", "int8", {**how, "float_se": False, "float_stem": True}),
         ]
 
